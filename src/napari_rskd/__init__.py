@@ -1,0 +1,1 @@
+"""RSKD in napari: distill, segment, and look at token rankings and contourlet sub-bands."""

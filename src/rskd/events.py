@@ -1,0 +1,121 @@
+"""The small events that long work yields, and what travels back to a long work.
+
+A task is a generator: it yields events, receives an optional `Command` at every `yield`, and returns
+its result. A `yield` is always a safe point to stop, save or close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+
+class Command(StrEnum):
+    """What a runner may send into a task at a `yield`."""
+
+    STOP = "stop"
+    """Finish cleanly now and return what there is (for a training: the best so far)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something the user should read, in one sentence."""
+
+    kind: ClassVar[str] = "message"
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` parts (`what`: tiles, slices, files) are finished."""
+
+    kind: ClassVar[str] = "progress"
+    done: int
+    total: int
+    what: str = "tiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step: every loss term unweighted, and the weighted sum as `total`."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    """1-based, counted over the whole run."""
+    steps: int
+    """How many there will be in all."""
+    epoch: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    seconds: float
+    """Wall time of this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over the training cases with its validation."""
+
+    kind: ClassVar[str] = "epoch"
+    epoch: int
+    """1-based."""
+    epochs: int
+    losses: Mapping[str, float]
+    """Mean of every term over the epoch."""
+    dice: float
+    """Validation Dice, mean over cases and foreground classes (0 … 1); NaN where nothing could be validated."""
+    dice_per_class: Mapping[str, float] = field(default_factory=dict)
+    best: bool = False
+    seconds: float = 0.0
+
+
+Event = Message | Progress | Step | Epoch
+Task = Generator[Event, Command | None, T]
+"""Long work that returns a `T`."""
+
+_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (Message, Progress, Step, Epoch)}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Return `event` as a JSON-able dictionary with its `kind`.
+
+    Examples
+    --------
+    >>> to_json(Progress(1, 4))
+    {'kind': 'progress', 'done': 1, 'total': 4, 'what': 'tiles'}
+    """
+    return {"kind": event.kind, **asdict(event)}
+
+
+def from_json(fields: Mapping[str, Any]) -> Event:
+    """Return the event that `to_json` wrote.
+
+    Examples
+    --------
+    >>> from_json({'kind': 'progress', 'done': 1, 'total': 4, 'what': 'tiles'})
+    Progress(done=1, total=4, what='tiles')
+    """
+    rest = dict(fields)
+    return _KINDS[rest.pop("kind")](**rest)
+
+
+def drain(task: Task[T]) -> T:
+    """Run a task to its end, ignore its events, and return its result.
+
+    Examples
+    --------
+    >>> def count():
+    ...     yield Progress(1, 1)
+    ...     return 42
+    >>> drain(count())
+    42
+    """
+    while True:
+        try:
+            next(task)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

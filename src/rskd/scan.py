@@ -1,0 +1,114 @@
+"""A picture or volume with the geometry it was recorded in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rskd.errors import ParameterError
+
+SPATIAL = "zyx"
+AXES = "tc" + SPATIAL
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An array with named axes and its place in the world.
+
+    Parameters
+    ----------
+    data
+        Any array-like that has `shape`, `dtype` and slicing (numpy, memmap, dask, zarr).
+    axes
+        One letter per dimension: `t` time, `c` channel, `z`, `y`, `x`; for example ``"yx"``, ``"yxc"``, ``"zyx"``.
+    spacing
+        Distance between voxels along each *spatial* axis, in the order of `axes`, in `units`; ``None`` = unknown.
+    units
+        Unit of `spacing` and of the world: ``"mm"``, ``"um"`` …; ``None`` = unknown.
+    affine
+        Voxel index to world coordinate over the spatial axes, in the order of `axes`, shape (n + 1, n + 1);
+        ``None`` = only the spacing is known.
+    channels
+        Names of the channels; empty = unnamed.
+    source
+        Where it was read from.
+
+    Examples
+    --------
+    >>> scan = Scan(np.zeros((4, 6, 3), np.uint8), "yxc")
+    >>> scan.spatial_shape, scan.channel_count
+    ((4, 6), 3)
+    """
+
+    data: Any
+    axes: str
+    spacing: tuple[float, ...] | None = None
+    units: str | None = None
+    affine: NDArray[np.float64] | None = None
+    channels: tuple[str, ...] = ()
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse axes that do not describe the array."""
+        if len(set(self.axes)) != len(self.axes) or not set(self.axes) <= set(AXES):
+            raise ParameterError(f"axes={self.axes!r} must be different letters out of {AXES!r}.")
+        if len(self.axes) != len(self.data.shape):
+            raise ParameterError(
+                f"axes={self.axes!r} names {len(self.axes)} dimensions, the image has {len(self.data.shape)}: "
+                f"shape {tuple(self.data.shape)}."
+            )
+        if "y" not in self.axes or "x" not in self.axes:
+            raise ParameterError(f"axes={self.axes!r} must contain y and x.")
+        spatial = len(self.spatial_axes)
+        if self.spacing is not None and (len(self.spacing) != spatial or not min(self.spacing) > 0):
+            raise ParameterError(f"spacing={self.spacing} must be {spatial} positive numbers, for {self.spatial_axes}.")
+        if self.affine is not None and self.affine.shape != (spatial + 1, spatial + 1):
+            raise ParameterError(f"affine has shape {self.affine.shape}, {spatial} spatial axes need {(spatial + 1,) * 2}.")
+
+    @property
+    def spatial_axes(self) -> str:
+        """The spatial letters in the order of `axes`."""
+        return "".join(axis for axis in self.axes if axis in SPATIAL)
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Number of voxels along each spatial axis."""
+        return tuple(n for n, axis in zip(self.data.shape, self.axes, strict=True) if axis in SPATIAL)
+
+    @property
+    def channel_count(self) -> int:
+        """Number of channels; 1 without a channel axis."""
+        return int(self.data.shape[self.axes.index("c")]) if "c" in self.axes else 1
+
+    def like(self, data: Any, axes: str) -> Scan:
+        """Return `data` in this scan's world.
+
+        Parameters
+        ----------
+        data
+            Array over (some of) the same axes.
+        axes
+            Its axes; its spatial ones must be this scan's.
+        """
+        return replace(self, data=data, axes=axes, channels=())
+
+
+def move_axes(data: Any, axes: str, order: Sequence[str]) -> NDArray[Any]:
+    """Return `data` with its axes in `order`; axes it lacks get length one.
+
+    Examples
+    --------
+    >>> move_axes(np.zeros((4, 6, 3)), "yxc", "zcyx").shape
+    (1, 3, 4, 6)
+    """
+    array = np.asarray(data)
+    present = [axis for axis in order if axis in axes]
+    if len(present) != len(axes):
+        raise ParameterError(f"axes {axes!r} cannot be brought into the order {''.join(order)!r}.")
+    array = array.transpose([axes.index(axis) for axis in present])
+    return np.expand_dims(array, [i for i, axis in enumerate(order) if axis not in axes])
