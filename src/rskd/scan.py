@@ -68,7 +68,9 @@ class Scan:
         if self.spacing is not None and (len(self.spacing) != spatial or not min(self.spacing) > 0):
             raise ParameterError(f"spacing={self.spacing} must be {spatial} positive numbers, for {self.spatial_axes}.")
         if self.affine is not None and self.affine.shape != (spatial + 1, spatial + 1):
-            raise ParameterError(f"affine has shape {self.affine.shape}, {spatial} spatial axes need {(spatial + 1,) * 2}.")
+            raise ParameterError(
+                f"affine has shape {self.affine.shape}, {spatial} spatial axes need {(spatial + 1,) * 2}."
+            )
 
     @property
     def spatial_axes(self) -> str:

@@ -1,0 +1,282 @@
+"""Every parameter once: its default, range and meaning.
+
+The same frozen models give the command line its flags, the window its forms, and a checkpoint its metadata.
+A field's docstring is its help text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PyramidFilter = Literal["9-7", "5-3", "burt"]
+DirectionalFilter = Literal["pkva6", "pkva8", "pkva12", "dmaxflat4"]
+ImportanceDefinition = Literal[
+    "received", "cls", "cls_value", "received_value", "rollout", "feature_norm", "at", "grad"
+]
+RankingLoss = Literal[
+    "topk_listmle", "listmle", "listnet", "kl_importance", "pairwise_hinge", "pairwise_logistic",
+    "lambdarank", "approx_ndcg", "rankdistil", "soft_spearman",
+]  # fmt: skip
+Weight = Annotated[float, Field(ge=0, le=1000)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+
+class Config(BaseModel):
+    """Base of every parameter group: frozen, and a typo is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+class ClassInfo(Config):
+    """One class of a segmentation."""
+
+    name: str
+    """What it is, in words."""
+    color: Color = "#e4572e"
+    """Display colour, #rrggbb."""
+
+
+BACKGROUND = ClassInfo(name="background", color="#000000")
+
+
+class ModelSpec(Config):
+    """Everything needed to build a segmentation network and to feed it; it travels inside the weight file."""
+
+    name: str
+    """Name for people."""
+    encoder: str = "vit_tiny_patch16_224"
+    """Name of a timm Vision Transformer."""
+    embed_dim: Annotated[int | None, Field(ge=8, le=4096)] = None
+    """Width of a token; None = as the encoder is published."""
+    depth: Annotated[int | None, Field(ge=1, le=64)] = None
+    """Number of transformer blocks; None = as the encoder is published."""
+    num_heads: Annotated[int | None, Field(ge=1, le=64)] = None
+    """Attention heads per block; None = as the encoder is published."""
+    patch_size: Annotated[int, Field(ge=2, le=64)] = 16
+    """Side of a patch (one token) in pixels."""
+    image_size: Annotated[int, Field(ge=16, le=4096)] = 224
+    """Side of the square tiles the network was trained on, in pixels; a multiple of the patch size."""
+    in_channels: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of image channels."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels; empty = unnamed."""
+    stem_widths: tuple[int, ...] = (8, 16, 32)
+    """Channels of the convolutional stem at full, half, quarter … resolution."""
+    decoder_width: Annotated[int, Field(ge=4, le=1024)] = 32
+    """Channels of the decoder."""
+    classes: tuple[ClassInfo, ...] = (BACKGROUND, ClassInfo(name="foreground"))
+    """The classes in the order of the network's outputs; the first one is the background."""
+    normalisation: Literal["zscore", "percentile"] = "zscore"
+    """How the intensities of every image and channel are brought to a common range: mean 0 and deviation 1,
+    or 1st and 99th percentile to -1 and 1."""
+    frame: Annotated[int | None, Field(ge=16)] = None
+    """For pictures that always show the same field of view (fundus photographs): length of the longer side in pixels
+    at training; other sizes are resized to it first. None = pixels are taken as they are."""
+    modality: str = ""
+    """What the images are, in words: "colour fundus photograph", "cardiac cine MRI" …"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: "
+                f"use {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        if len(self.classes) < 2:
+            raise ValueError(f"classes names {len(self.classes)} class: a background and at least one more are needed")
+        if self.channels and len(self.channels) != self.in_channels:
+            raise ValueError(f"channels names {len(self.channels)} channels, in_channels is {self.in_channels}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------------- inference
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class ComputeOptions(Config):
+    """Where the work runs."""
+
+    device: Device = "auto"
+    """auto = the GPU where there is one, else the CPU."""
+    threads: Annotated[int | None, Field(ge=1, le=256)] = None
+    """CPU threads; None = one less than there are cores (at least one), which keeps the window responsive."""
+
+
+class SegmentOptions(Config):
+    """How an image is cut into tiles and put together again."""
+
+    tile: Annotated[int | None, Field(ge=16, le=8192)] = None
+    """Side of a tile in pixels; None = the size the model was trained at."""
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
+    """Share of a tile that it has in common with its neighbour."""
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 4
+    """Tiles run together."""
+    probabilities: bool = False
+    """Return the probability of every class as well."""
+
+
+class ContourletOptions(Config):
+    """How an image is split into sub-bands."""
+
+    levels: tuple[Annotated[int, Field(ge=0, le=5)], ...] = (3, 3, 2)
+    """log2 of the number of directions for every pyramid level, finest first; (3, 2) = 8 directions, then 4."""
+    pyramid: PyramidFilter = "9-7"
+    """Filter of the Laplacian pyramid."""
+    directional: DirectionalFilter = "pkva12"
+    """Filter of the directional bank."""
+    border: Literal["symmetric", "periodic"] = "symmetric"
+    """How the image goes on beyond its edges."""
+    nonsubsampled: bool = False
+    """Keep every sub-band at full size: shift-invariant, but many times more data."""
+
+
+class RankOptions(Config):
+    """How token importance is read from a Vision Transformer."""
+
+    definition: ImportanceDefinition = "received"
+    """What counts as importance: attention received from all tokens, attention of the CLS token …"""
+    block: Annotated[int, Field(ge=-64, le=63)] = -1
+    """Transformer block, from 0; negative numbers count from the last one."""
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the tokens that counts as the top."""
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+class DataOptions(Config):
+    """Which images and masks are trained on."""
+
+    images: Path
+    """Folder with the images (or one image file)."""
+    masks: Path | None = None
+    """Folder with the masks; a mask belongs to the image of the same name or the same number."""
+    regions: Path | None = None
+    """Folder with regions of interest (non-zero = counts); paired like the masks."""
+    validation: tuple[str, ...] = ()
+    """Names of the images kept for validation; empty = `validation_share` of them, drawn by the seed."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the images kept for validation where none are named."""
+
+
+class TrainOptions(Config):
+    """The training loop."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Rounds, each followed by a validation."""
+    steps_per_epoch: Annotated[int, Field(ge=1, le=100_000)] = 50
+    """Optimiser steps in a round."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Patches per step."""
+    patch: Annotated[int | None, Field(ge=16, le=4096)] = None
+    """Side of a training patch in pixels; None = the model's image size."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Highest learning rate (AdamW; warm-up, then cosine)."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Weight decay of AdamW."""
+    warmup: Fraction = 0.05
+    """Share of the steps over which the learning rate rises."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    augment: bool = True
+    """Flip, rotate, scale and change the intensity of the patches at random."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random."""
+    checkpoint_minutes: Annotated[float, Field(ge=0, le=600)] = 2.0
+    """A checkpoint is written at every epoch, and within one at least this often; 0 = after every step."""
+
+
+class LogitsOptions(Config):
+    """Pixel-wise knowledge distillation on the logits."""
+
+    weight: Weight = 1.0
+    """Weight of the term; 0 = off."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
+    """Softening of both outputs."""
+
+
+class RankingOptions(Config):
+    """TIRD: the teacher's top-k order of token importance."""
+
+    weight: Weight = 0.1
+    """Weight of the term; 0 = off."""
+    definition: ImportanceDefinition = "received"
+    """What counts as importance."""
+    loss: RankingLoss = "topk_listmle"
+    """The ranking loss."""
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """k as a share of the tokens."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.2
+    """Divides the standardised scores."""
+    position_weights: Literal["uniform", "dcg", "teacher"] = "uniform"
+    """How much each of the k places counts."""
+    layers: Annotated[int, Field(ge=1, le=64)] = 3
+    """Number of matched blocks: the last of each equal part of the depth."""
+
+
+class TextureOptions(Config):
+    """CDM: contourlet sub-bands of shallow feature maps."""
+
+    weight: Weight = 1.0
+    """Weight of the term; 0 = off."""
+    loss: Literal["mse", "energy", "cosine", "cwd"] = "mse"
+    """How sub-bands are compared."""
+    levels: tuple[Annotated[int, Field(ge=0, le=5)], ...] | None = None
+    """log2 of the directions per pyramid level, finest first; None = as the grid allows, at most (3, 2)."""
+    nonsubsampled: bool = False
+    """Shift-invariant transform."""
+    lowpass: bool = False
+    """Compare the lowpass as well; with it the term is little else than plain feature matching."""
+    pyramid: PyramidFilter = "9-7"
+    """Filter of the Laplacian pyramid."""
+    directional: DirectionalFilter = "pkva12"
+    """Filter of the directional bank."""
+
+
+class FusionOptions(Config):
+    """SCCF: multi-stage feature maps, fused from deep to shallow in space and channel."""
+
+    weight: Weight = 1.0
+    """Weight of the term; 0 = off."""
+    gate: Literal["space", "channel", "both"] = "both"
+    """Which gates the cascade has."""
+    refine: Literal["scconv", "scse", "cbam", "none"] = "scconv"
+    """Redundancy refinement, behind a scalar that starts at zero."""
+    loss: Literal["hcl", "mse", "cwd", "cosine"] = "hcl"
+    """How a fused map is compared with the teacher's."""
+    width: Annotated[int, Field(ge=8, le=1024)] = 64
+    """Channels inside the cascade; even."""
+    stages: Annotated[int, Field(ge=1, le=12)] = 4
+    """Number of encoder stages."""
+
+    @field_validator("width")
+    @classmethod
+    def _even(cls, width: int) -> int:
+        if width % 8:
+            raise ValueError(f"width={width} must be a multiple of 8: use {max(8, width // 8 * 8)}")
+        return width
+
+
+class DistillOptions(Config):
+    """The distillation objective: L = L_seg + Σ weight · term."""
+
+    logits: LogitsOptions = LogitsOptions()
+    """Pixel-wise distillation of the logits."""
+    ranking: RankingOptions = RankingOptions()
+    """TIRD, token importance ranking distillation."""
+    texture: TextureOptions = TextureOptions()
+    """CDM, contourlet decomposition module."""
+    fusion: FusionOptions = FusionOptions()
+    """SCCF, space channel cascade fusion."""
+    task: Weight = 1.0
+    """Weight of the segmentation loss on the masks; 0 = learn from the teacher alone."""
+    ramp: Fraction = 0.1
+    """Share of the steps over which the three feature terms rise to their weight."""

@@ -1,0 +1,169 @@
+"""The jobs: what the window sends, the command line parses, and a run folder records.
+
+A job names a task and its parameters. Jobs that look at an image take it from a file (`image`) or, with ``image=None``,
+from an array that is handed over with the job (an open layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+
+from rskd.config import (
+    ComputeOptions,
+    Config,
+    ContourletOptions,
+    DataOptions,
+    DistillOptions,
+    RankOptions,
+    SegmentOptions,
+    TrainOptions,
+)
+
+
+class InspectJob(Config):
+    """What is in a weight file: the passport."""
+
+    kind: Literal["inspect"] = "inspect"
+    model: Path
+    """Weight file."""
+
+
+class SegmentJob(Config):
+    """Segment an image."""
+
+    kind: Literal["segment"] = "segment"
+    model: Path
+    """Weight file of the network."""
+    image: Path | None = None
+    """Image file; None = the array `image` that comes with the job."""
+    axes: str | None = None
+    """Axes of the image, one letter each out of t, c, z, y, x; None = as the file says, or guessed."""
+    output: Path | None = None
+    """File to write the labels to; None = none."""
+    options: SegmentOptions = SegmentOptions()
+    """Tiles."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class RankJob(Config):
+    """Token importance of a teacher, a student, or both, on one image."""
+
+    kind: Literal["rank"] = "rank"
+    teacher: Path | None = None
+    """Weight file of the teacher."""
+    student: Path | None = None
+    """Weight file of the student."""
+    image: Path | None = None
+    """Image file (2-D); None = the array `image` that comes with the job."""
+    axes: str | None = None
+    """Axes of the image; None = as the file says, or guessed."""
+    output: Path | None = None
+    """Folder to write maps, table and figure to; None = none."""
+    options: RankOptions = RankOptions()
+    """Which importance."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class ContourletJob(Config):
+    """Contourlet sub-bands of one image."""
+
+    kind: Literal["contourlet"] = "contourlet"
+    image: Path | None = None
+    """Image file (2-D); None = the array `image` that comes with the job."""
+    axes: str | None = None
+    """Axes of the image; None = as the file says, or guessed."""
+    channel: int | None = None
+    """Channel to transform, from 0; None = the mean of all."""
+    output: Path | None = None
+    """Folder to write the sub-bands to; None = none."""
+    options: ContourletOptions = ContourletOptions()
+    """Levels and filters."""
+
+
+class EvaluateJob(Config):
+    """Compare segmentations with masks: Dice and IoU per case and class."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    model: Path
+    """Weight file of the network."""
+    data: DataOptions
+    """Images, masks and regions."""
+    output: Path | None = None
+    """CSV file for the table; None = none."""
+    options: SegmentOptions = SegmentOptions()
+    """Tiles."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class TrainJob(Config):
+    """Train a network on masks alone."""
+
+    kind: Literal["train"] = "train"
+    model: str
+    """Weight file to start from, name of a network to start fresh (`rskd doctor` lists them),
+    or a JSON file that describes one."""
+    data: DataOptions
+    """Images and masks."""
+    run: Path
+    """New folder for everything the run writes."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes without the background, for a fresh network; empty = numbered."""
+    training: TrainOptions = TrainOptions()
+    """The loop."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class DistillJob(Config):
+    """Train a small student from a large teacher."""
+
+    kind: Literal["distill"] = "distill"
+    teacher: Path
+    """Weight file of the teacher."""
+    student: str
+    """Weight file to start from, name of a network to start fresh (`rskd doctor` lists them),
+    or a JSON file that describes one."""
+    data: DataOptions
+    """Images and masks."""
+    run: Path
+    """New folder for everything the run writes."""
+    training: TrainOptions = TrainOptions()
+    """The loop."""
+    distillation: DistillOptions = DistillOptions()
+    """The objective."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class ResumeJob(Config):
+    """Go on with an interrupted run."""
+
+    kind: Literal["resume"] = "resume"
+    run: Path
+    """Run folder."""
+
+
+Job = Annotated[
+    InspectJob | SegmentJob | RankJob | ContourletJob | EvaluateJob | TrainJob | DistillJob | ResumeJob,
+    Field(discriminator="kind"),
+]
+JOB: TypeAdapter[Job] = TypeAdapter(Job)
+"""Validates any job from a dictionary or JSON."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job returns: facts that fit into JSON, and arrays by name."""
+
+    value: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
