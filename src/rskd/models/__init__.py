@@ -1,0 +1,1 @@
+"""Segmentation networks: a timm Vision Transformer with a convolutional stem and a light decoder."""

@@ -1,0 +1,163 @@
+"""Weights on disk: safetensors with the network's description and its card inside. No pickle is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle  # only for the name of the error that torch raises
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rskd.config import ModelSpec
+from rskd.errors import FileError, ModelError
+from rskd.models.segmenter import Segmenter
+
+FORMAT = "rskd-1"
+
+
+@dataclass(frozen=True)
+class Passport:
+    """What a weight file says about itself."""
+
+    spec: ModelSpec
+    card: dict[str, str]
+    """Data, licence, recipe, measured accuracy … in words."""
+    parameters: int
+    bytes: int
+    sha256: str
+
+
+def save(path: Path, model: Segmenter, *, card: Mapping[str, str], half: bool = False) -> None:
+    """Write a network to a safetensors file, atomically.
+
+    Parameters
+    ----------
+    path
+        The file; its folder exists.
+    model
+        The network.
+    card
+        What a user should know: data, licence, recipe, accuracy.
+    half
+        Store floating-point weights as float16.
+    """
+    tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
+    metadata = {"format": FORMAT, "spec": model.spec.model_dump_json(), "card": json.dumps(dict(card))}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(f"{path} cannot be written: {error}.") from error
+
+
+def load(path: Path) -> Segmenter:
+    """Return the network in a weight file, on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file of this program, or a ``.pt`` file that holds ``{"spec": JSON, "state_dict": tensors}``.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read.
+    ModelError
+        If it holds something else, or code.
+    """
+    spec, tensors = _read(path)[:2]
+    model = Segmenter(spec)
+    _check(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def inspect(path: Path) -> Passport:
+    """Return what a weight file says about itself, without building the network."""
+    spec, tensors, card = _read(path)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return Passport(
+        spec=spec,
+        card=card,
+        parameters=sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(buffers)),
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if half and tensor.is_floating_point() else tensor
+
+
+def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise FileError(f"There is no weight file {path}: check the name, or choose another file.")
+    reader = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    spec_json, tensors, card = reader(path)
+    try:
+        spec = ModelSpec.model_validate_json(spec_json)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "description"
+        raise ModelError(f"The description inside {path.name} is not valid: {where}: {problem['msg']}.") from error
+    return spec, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, card
+
+
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path.name} is damaged or no safetensors file ({error}): copy it again.") from error
+    if "spec" not in metadata:
+        raise ModelError(f"{path.name} does not say which network it belongs to: it was not written by this program.")
+    return metadata["spec"], tensors, json.loads(metadata.get("card", "{}"))
+
+
+def _read_torch(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path.name} holds more than weights (Python objects or code), which is never run: "
+            "ask its author for a .safetensors file, or for a plain state dict."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise FileError(f"{path.name} is no weight file that can be read: {error}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("spec"), str) or "state_dict" not in content:
+        raise ModelError(
+            f"{path.name} does not say which network it belongs to: "
+            "it must hold a 'spec' (the description as JSON) and a 'state_dict'."
+        )
+    return content["spec"], content["state_dict"], {}
+
+
+def _check(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ModelError(f"The weights in {path.name} do not fit their description: {'; '.join(problems)}.")
