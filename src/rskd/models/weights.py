@@ -96,6 +96,14 @@ def inspect(path: Path) -> Passport:
     )
 
 
+def read_spec(path: Path) -> ModelSpec:
+    """Return the description of a network from a JSON file."""
+    try:
+        return _parse_spec(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} cannot be read: {error}.") from error
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -107,18 +115,22 @@ def _stored(tensor: Tensor, half: bool) -> Tensor:
     return tensor.half() if half and tensor.is_floating_point() else tensor
 
 
+def _parse_spec(text: str, path: Path) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "description"
+        raise ModelError(f"The description of the network in {path.name}: {where}: {problem['msg']}.") from error
+
+
 def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileError(f"There is no weight file {path}: check the name, or choose another file.")
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     spec_json, tensors, card = reader(path)
-    try:
-        spec = ModelSpec.model_validate_json(spec_json)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "description"
-        raise ModelError(f"The description inside {path.name} is not valid: {where}: {problem['msg']}.") from error
-    return spec, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, card
+    floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    return _parse_spec(spec_json, path), floats, card
 
 
 def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,33 @@
+"""Where the work runs."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from rskd.config import ComputeOptions
+from rskd.errors import ResourceError
+
+
+def choose_device(options: ComputeOptions) -> torch.device:
+    """Return the device that `options` asks for.
+
+    Raises
+    ------
+    ResourceError
+        If this computer has no such device.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if options.device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[options.device]:
+        raise ResourceError(f"This computer has no {options.device} device that torch can use: choose device 'auto'.")
+    return torch.device(options.device)
+
+
+def use_threads(options: ComputeOptions) -> int:
+    """Set the number of CPU threads for torch, and return it; by default one core is left to the window."""
+    threads = options.threads or max(1, (os.cpu_count() or 1) - 1)
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,113 @@
+"""The run folder: everything a training writes, readable without torch while it runs and afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rskd.errors import FileError, ParameterError
+from rskd.events import Event, Step, from_json, to_json
+from rskd.jobs import JOB, DistillJob, TrainJob
+
+
+class RunFolder:
+    """The files of one training.
+
+    ``job.json`` what was asked for · ``events.jsonl`` one event per line, as the chart shows them ·
+    ``last.ckpt`` where to go on · ``best.safetensors`` the best network so far, with its card.
+
+    Parameters
+    ----------
+    path
+        An existing run folder; `create` makes a new one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not self._job_file.is_file():
+            raise FileError(f"{path} is no run folder: it has no {self._job_file.name}.")
+
+    @classmethod
+    def create(cls, job: TrainJob | DistillJob) -> RunFolder:
+        """Make the folder that `job` names and record the job in it.
+
+        Raises
+        ------
+        ParameterError
+            If there is already something in it.
+        FileError
+            If it cannot be made.
+        """
+        path = job.run
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(entry.name != "data" for entry in path.iterdir()):
+                raise ParameterError(f"{path} is not empty: choose a new folder, or go on with `rskd resume {path}`.")
+            write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
+        except OSError as error:
+            raise FileError(f"The run folder {path} cannot be made: {error}.") from error
+        return cls(path)
+
+    @property
+    def _job_file(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where to go on after an interruption."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The best network so far."""
+        return self.path / "best.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """One event per line, as JSON."""
+        return self.path / "events.jsonl"
+
+    def job(self) -> TrainJob | DistillJob:
+        """Return what was asked for, with the folder where it lies now."""
+        job = JOB.validate_json(self._job_file.read_bytes())
+        if not isinstance(job, TrainJob | DistillJob):
+            raise FileError(f"{self._job_file} describes a {job.kind}, not a training.")
+        return job.model_copy(update={"run": self.path})
+
+    def append(self, event: Event) -> None:
+        """Add an event to the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(event)) + "\n")
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events so far; a last line that was cut off by a crash is left out."""
+        if not self.log.exists():
+            return
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                yield from_json(json.loads(line))
+            except (json.JSONDecodeError, TypeError, KeyError):
+                return
+
+    def rewind(self, step: int, epoch: int) -> None:
+        """Forget the events after `step` and `epoch`: they will happen again."""
+        kept = [e for e in self.events() if not _later(e, step, epoch)]
+        write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in kept).encode())
+
+
+def _later(event: Event, step: int, epoch: int) -> bool:
+    if isinstance(event, Step):
+        return event.step > step
+    return getattr(event, "epoch", 0) > epoch
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
