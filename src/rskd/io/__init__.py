@@ -1,0 +1,10 @@
+"""Scans in, results out: the kind of a file is decided by its content, its geometry is kept.
+
+The library of a format is imported when a file of that format is read or written, not before.
+"""
+
+from rskd.io.axes import guess_axes
+from rskd.io.reading import SUFFIXES, read_labels, read_scan
+from rskd.io.writing import write_image, write_labels
+
+__all__ = ["SUFFIXES", "guess_axes", "read_labels", "read_scan", "write_image", "write_labels"]
