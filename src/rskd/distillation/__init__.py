@@ -1,0 +1,1 @@
+"""Distillation terms, one file each, and the objective that adds them up."""
