@@ -1,0 +1,37 @@
+"""Contourlet transforms: exact, differentiable, batched, of any image size.
+
+>>> import torch
+>>> from rskd.contourlet import contourlet, icontourlet
+>>> image = torch.rand(1, 3, 64, 64)
+>>> subbands = contourlet(image, (3, 2))
+>>> [len(level) for level in subbands.bands]
+[8, 4]
+>>> torch.allclose(icontourlet(subbands), image, atol=1e-5)
+True
+"""
+
+from rskd.contourlet.banks import NoiseGains, noise_gains
+from rskd.contourlet.extension import max_levels
+from rskd.contourlet.filters import DIRECTIONAL_FILTERS, PYRAMID_FILTERS
+from rskd.contourlet.subbands import Layout, Subband, Subbands
+from rskd.contourlet.transform import (
+    contourlet,
+    icontourlet,
+    inonsubsampled_contourlet,
+    nonsubsampled_contourlet,
+)
+
+__all__ = [
+    "DIRECTIONAL_FILTERS",
+    "PYRAMID_FILTERS",
+    "Layout",
+    "NoiseGains",
+    "Subband",
+    "Subbands",
+    "contourlet",
+    "icontourlet",
+    "inonsubsampled_contourlet",
+    "max_levels",
+    "noise_gains",
+    "nonsubsampled_contourlet",
+]

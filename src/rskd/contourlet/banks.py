@@ -1,0 +1,164 @@
+"""The banks that a transform consists of, built from the layout's filters and cached."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rskd.contourlet.bank import Bank, Channel, build_bank
+from rskd.contourlet.cache import BankCache
+from rskd.contourlet.directional import directional_responses, directions
+from rskd.contourlet.filters import Taps
+from rskd.contourlet.pyramid import pyramid_responses, residual_response
+from rskd.contourlet.subbands import Layout
+
+BANKS = BankCache()
+"""Shared by all transforms of the process."""
+
+Spec = tuple[str, tuple[int, int], tuple[int, ...], str, str]
+"""Kind, grid, levels, pyramid filters, directional filters."""
+
+
+def level_banks(layout: Layout, dtype: torch.dtype, device: torch.device) -> list[Bank]:
+    """Return the banks to apply one after the other: one per pyramid level, or one for a nonsubsampled transform.
+
+    The lowpass is the first channel of each, and the input of the next.
+    """
+    shape, names = layout.extended, (layout.pyramid, layout.directional)
+    if layout.nonsubsampled:
+        return [_cached(("nonsubsampled", shape, layout.levels, *names), dtype, device)]
+    grids = [(shape[0] >> level, shape[1] >> level) for level in range(len(layout.levels))]
+    return [
+        _cached(("level", grid, (order,), *names), dtype, device)
+        for grid, order in zip(grids, layout.levels, strict=True)
+    ]
+
+
+def directional_bank_of(
+    shape: tuple[int, int], order: int, directional: str, dtype: torch.dtype, device: torch.device
+) -> Bank:
+    """Return the directional bank alone, without a pyramid before it."""
+    return _cached(("directional", shape, (order,), "", directional), dtype, device)
+
+
+def _cached(spec: Spec, dtype: torch.dtype, device: torch.device) -> Bank:
+    return BANKS.get((spec, dtype, device), lambda: build_bank(_CHANNELS[spec[0]](spec), dtype=dtype, device=device))
+
+
+def directional_channels(spec: Spec) -> list[Channel]:
+    """List the channels of the directional bank alone."""
+    _, shape, (order,), _, directional = spec
+    responses = zip(*directional_responses(order, shape, filters=directional), strict=True)
+    return [
+        Channel(leaf.decimation, leaf.shift, analysis, dual)
+        for leaf, (analysis, dual) in zip(directions(order), responses, strict=True)
+    ]
+
+
+def level_channels(spec: Spec) -> list[Channel]:
+    """List the channels of one pyramid level: the lowpass, then the residual seen by each direction.
+
+    Without directional split (order 0) the residual is cut into its four polyphase components, which
+    makes it a bank of the same form.
+    """
+    _, shape, (order,), pyramid, _ = spec
+    h, g = pyramid_responses(shape, filters=pyramid)
+    if order:
+        split = directional_channels(spec)
+    else:
+        one = np.ones(shape)
+        split = [Channel((2, 2), (i, j), one, one) for i in (0, 1) for j in (0, 1)]
+    return [
+        Channel((2, 2), (0, 0), h, g),
+        *(
+            Channel(
+                channel.decimation,
+                channel.shift,
+                residual_response(channel.analysis, channel.shift, h, g),
+                residual_response(channel.dual, channel.shift, g, h),
+            )
+            for channel in split
+        ),
+    ]
+
+
+def nonsubsampled_channels(spec: Spec) -> list[Channel]:
+    """List the channels of a nonsubsampled transform: the lowpass, then all levels and directions.
+
+    Level j sees the pyramid and the directional responses at 2ʲω ("à trous"). The lowpass filters are
+    scaled to unit gain at ω = 0. Analysis and synthesis of a level add up to one, because
+    `Σ_k H_k G_k = 2**order` for the directional bank.
+    """
+    _, shape, orders, pyramid, directional = spec
+    down = up = np.ones(shape)
+    channels: list[Channel] = []
+    for level, order in enumerate(orders):
+        dilation = 2**level
+        h, g = (response / 2 for response in pyramid_responses(shape, filters=pyramid, dilation=dilation))
+        residual = 1 - h * g
+        for analysis, dual in _undecimated_directions(order, shape, directional, dilation):
+            channels.append(_undecimated(down * residual * analysis, up * dual))
+        down, up = down * h, up * g
+    return [_undecimated(down, up), *channels]
+
+
+def _undecimated_directions(
+    order: int, shape: tuple[int, int], directional: str, dilation: int
+) -> list[tuple[Taps, Taps]]:
+    if order == 0:
+        return [(np.ones(shape), np.ones(shape))]
+    analysis, synthesis = directional_responses(order, shape, filters=directional, dilation=dilation)
+    return [(a, s / 2**order) for a, s in zip(analysis, synthesis, strict=True)]
+
+
+def _undecimated(analysis: Taps, dual: Taps) -> Channel:
+    return Channel((1, 1), (0, 0), analysis, dual)
+
+
+_CHANNELS = {
+    "level": level_channels,
+    "directional": directional_channels,
+    "nonsubsampled": nonsubsampled_channels,
+}
+
+
+class NoiseGains(NamedTuple):
+    """Standard deviation of every sub-band for white noise of standard deviation 1."""
+
+    lowpass: float
+    bands: tuple[tuple[float, ...], ...]
+
+
+def noise_gains(layout: Layout) -> NoiseGains:
+    """Compute how a transform scales white noise, from its responses.
+
+    The noise is white on the extended grid. At coarser levels the lowpass noise is coloured; its power
+    spectrum is followed through filtering and decimation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rskd.contourlet import contourlet
+    >>> gains = noise_gains(contourlet(torch.zeros(64, 64), (3,)).layout)
+    >>> [round(gain, 2) for gain in gains.bands[0][:4]]
+    [0.96, 0.93, 0.84, 0.73]
+    """
+    names = (layout.pyramid, layout.directional)
+    if layout.nonsubsampled:
+        lowpass, *rest = nonsubsampled_channels(("nonsubsampled", layout.extended, layout.levels, *names))
+        flat = iter([_gain(channel.analysis) for channel in rest])
+        return NoiseGains(_gain(lowpass.analysis), tuple(tuple(next(flat) for _ in range(2**n)) for n in layout.levels))
+    power, levels = np.ones(layout.extended), []
+    for order in layout.levels:
+        lowpass, *rest = level_channels(("level", power.shape, (order,), *names))
+        gains = [_gain(channel.analysis, power) for channel in rest]
+        levels.append(tuple(gains) if order else (float(np.sqrt(np.mean(np.square(gains)))),))
+        rows, columns = (n // 2 for n in power.shape)
+        power = (power * lowpass.analysis**2).reshape(2, rows, 2, columns).mean((0, 2))
+    return NoiseGains(float(np.sqrt(power.mean())), tuple(levels))
+
+
+def _gain(response: Taps, power: Taps | float = 1.0) -> float:
+    return float(np.sqrt(np.mean(power * response**2)))
