@@ -246,7 +246,7 @@ def _check_place(path: Path, mask: Scan, image: Scan) -> None:
 def _class_indices(values: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]:
     """Return the classes that mask values stand for; with two classes, black and white are background and class 1."""
     found = np.unique(values)
-    if classes == 2 and len(found) <= 2 and set(found.tolist()) <= {0, *_WHITE}:
+    if classes == 2 and any(set(found.tolist()) <= {0, white} for white in _WHITE):
         values = values != 0
     elif not np.isin(found, np.arange(classes)).all():
         listed = ", ".join(f"{value:g}" for value in found[:6]) + (" …" if len(found) > 6 else "")

@@ -78,6 +78,7 @@ def read_scan(path: str | Path, *, axes: str | None = None) -> Scan:
     Examples
     --------
     >>> import tempfile
+    >>> import numpy as np
     >>> from rskd.io import write_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "picture.png"

@@ -70,6 +70,20 @@ class Slices:
         return (self[index] for index in range(len(self)))
 
 
+def frame_shape(shape: tuple[int, int], frame: int | None) -> tuple[int, int]:
+    """Return the height and width of a plane whose longer side is brought to `frame`; ``None`` leaves them.
+
+    Examples
+    --------
+    >>> frame_shape((1000, 500), 64), frame_shape((1000, 500), None)
+    ((64, 32), (1000, 500))
+    """
+    if frame is None:
+        return shape
+    factor = frame / max(shape)
+    return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
+
+
 def _usable_channels(scan: Scan, spec: ModelSpec) -> int:
     """Return how many channels are left without transparency, if they are as many as the network takes."""
     count = scan.channel_count

@@ -1,0 +1,122 @@
+"""Cut planes into overlapping tiles and blend what a network says about them.
+
+The weight of a tile is the product of two Gaussians, one per axis, divided by the sum over all tiles that cover the
+pixel. Because tiles lie on a grid this sum is a product as well, so every weight is known beforehand, the weights of
+a pixel add up to one, and blending is a single multiply-add into one map.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SIGMA = 0.125
+"""Deviation of the Gaussian as a share of the tile: its border weighs 1/3000 of its middle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tile lies on one axis."""
+
+    start: int
+    """First pixel; negative where the tile is longer than the axis."""
+    inside: slice
+    """The pixels of the axis that it covers."""
+    weights: Tensor
+    """Its share in the result for each of these pixels, float32."""
+
+    @property
+    def covered(self) -> slice:
+        """The part of the tile that lies on the axis."""
+        return slice(self.inside.start - self.start, self.inside.stop - self.start)
+
+
+def spans(length: int, tile: int, *, overlap: float, device: torch.device | str = "cpu") -> list[Span]:
+    """Lay tiles evenly over an axis, each overlapping the next by at least the wanted share.
+
+    Parameters
+    ----------
+    length
+        Pixels of the axis, at least 1; a tile longer than this lies centred over it.
+    tile
+        Pixels of a tile.
+    overlap
+        Wanted share of a tile that it has in common with the next, 0 … 0.9.
+    device
+        Where the weights will be used.
+
+    Examples
+    --------
+    >>> [span.start for span in spans(100, 32, overlap=0.25)]
+    [0, 23, 45, 68]
+    >>> bool(sum(span.weights.sum() for span in spans(100, 32, overlap=0.25)) == 100)
+    True
+    """
+    step = max(1, int(tile * (1 - overlap)))
+    count = max(0, math.ceil((length - tile) / step)) + 1
+    room = length - tile
+    starts = [room // 2] if room <= 0 else [round(i * room / (count - 1)) for i in range(count)]
+    offsets = torch.arange(tile, dtype=torch.float64) - (tile - 1) / 2
+    bell = torch.exp(-0.5 * (offsets / (_SIGMA * tile)) ** 2)
+    insides = [slice(max(start, 0), min(start + tile, length)) for start in starts]
+    bells = [bell[inside.start - start : inside.stop - start] for start, inside in zip(starts, insides, strict=True)]
+    total = torch.zeros(length, dtype=torch.float64)
+    for inside, part in zip(insides, bells, strict=True):
+        total[inside] += part
+    return [
+        Span(start, inside, (part / total[inside]).to(device, torch.float32))
+        for start, inside, part in zip(starts, insides, bells, strict=True)
+    ]
+
+
+def cut(plane: Tensor, row: Span, column: Span, tile: int) -> Tensor:
+    """Return the tile (C, tile, tile) of a plane (C, H, W); beyond its edges the plane is mirrored.
+
+    Examples
+    --------
+    >>> plane = torch.tensor([[[1, 2, 3]]])
+    >>> cut(plane, *spans(1, 5, overlap=0), *spans(3, 5, overlap=0), 5)[0, 0]
+    tensor([1, 1, 2, 3, 3])
+    """
+    for axis, span in ((1, row), (2, column)):
+        if span.inside.stop - span.inside.start == tile:
+            plane = plane.narrow(axis, span.start, tile)
+        else:
+            plane = plane.index_select(axis, _mirrored(span.start, tile, plane.shape[axis]).to(plane.device))
+    return plane
+
+
+def _mirrored(start: int, count: int, length: int) -> Tensor:
+    """Return `count` positions from `start` on, turned back at both ends of an axis, as often as needed."""
+    position = torch.arange(start, start + count) % (2 * length)
+    return torch.minimum(position, 2 * length - 1 - position)
+
+
+class Canvas:
+    """The one map (K, H, W) into which all tiles of a plane are blended.
+
+    Parameters
+    ----------
+    values
+        Zeros, float32; they are added to in place.
+    tiles
+        How many tiles will come.
+    """
+
+    def __init__(self, values: Tensor, *, tiles: int) -> None:
+        self.values = values
+        self._missing = tiles
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tile has come."""
+        return self._missing == 0
+
+    def blend(self, tile: Tensor, row: Span, column: Span) -> None:
+        """Add a tile (K, tile, tile) with its weights."""
+        weights = torch.outer(row.weights, column.weights)
+        self.values[:, row.inside, column.inside].addcmul_(tile[:, row.covered, column.covered], weights)
+        self._missing -= 1
