@@ -10,7 +10,7 @@
 True
 """
 
-from rskd.contourlet.banks import NoiseGains, noise_gains
+from rskd.contourlet.banks import noise_gains
 from rskd.contourlet.extension import max_levels
 from rskd.contourlet.filters import DIRECTIONAL_FILTERS, PYRAMID_FILTERS
 from rskd.contourlet.subbands import Layout, Subband, Subbands
@@ -25,7 +25,6 @@ __all__ = [
     "DIRECTIONAL_FILTERS",
     "PYRAMID_FILTERS",
     "Layout",
-    "NoiseGains",
     "Subband",
     "Subbands",
     "contourlet",

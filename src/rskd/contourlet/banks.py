@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -124,40 +124,43 @@ _CHANNELS = {
 }
 
 
-class NoiseGains(NamedTuple):
-    """Standard deviation of every sub-band for white noise of standard deviation 1."""
-
-    lowpass: float
-    bands: tuple[tuple[float, ...], ...]
-
-
-def noise_gains(layout: Layout) -> NoiseGains:
-    """Compute how a transform scales white noise, from its responses.
+@lru_cache(maxsize=64)
+def noise_gains(layout: Layout) -> tuple[float, ...]:
+    """Compute the standard deviation of every sub-band for white noise of standard deviation 1.
 
     The noise is white on the extended grid. At coarser levels the lowpass noise is coloured; its power
     spectrum is followed through filtering and decimation.
+
+    Parameters
+    ----------
+    layout
+        Of the transform's result.
+
+    Returns
+    -------
+    tuple
+        One number per sub-band, in the order of `Subbands.arrays`: fine to coarse, the lowpass last.
 
     Examples
     --------
     >>> import torch
     >>> from rskd.contourlet import contourlet
-    >>> gains = noise_gains(contourlet(torch.zeros(64, 64), (3,)).layout)
-    >>> [round(gain, 2) for gain in gains.bands[0][:4]]
+    >>> [round(gain, 2) for gain in noise_gains(contourlet(torch.zeros(64, 64), (3,)).layout)[:4]]
     [0.96, 0.93, 0.84, 0.73]
     """
     names = (layout.pyramid, layout.directional)
     if layout.nonsubsampled:
-        lowpass, *rest = nonsubsampled_channels(("nonsubsampled", layout.extended, layout.levels, *names))
-        flat = iter([_gain(channel.analysis) for channel in rest])
-        return NoiseGains(_gain(lowpass.analysis), tuple(tuple(next(flat) for _ in range(2**n)) for n in layout.levels))
-    power, levels = np.ones(layout.extended), []
+        channels = nonsubsampled_channels(("nonsubsampled", layout.extended, layout.levels, *names))
+        lowpass, *bands = [_gain(channel.analysis) for channel in channels]
+        return (*bands, lowpass)
+    power, gains = np.ones(layout.extended), []
     for order in layout.levels:
-        lowpass, *rest = level_channels(("level", power.shape, (order,), *names))
-        gains = [_gain(channel.analysis, power) for channel in rest]
-        levels.append(tuple(gains) if order else (float(np.sqrt(np.mean(np.square(gains)))),))
+        low, *channels = level_channels(("level", power.shape, (order,), *names))
+        level = [_gain(channel.analysis, power) for channel in channels]
+        gains += level if order else [float(np.sqrt(np.mean(np.square(level))))]
         rows, columns = (n // 2 for n in power.shape)
-        power = (power * lowpass.analysis**2).reshape(2, rows, 2, columns).mean((0, 2))
-    return NoiseGains(float(np.sqrt(power.mean())), tuple(levels))
+        power = (power * low.analysis**2).reshape(2, rows, 2, columns).mean((0, 2))
+    return (*gains, float(np.sqrt(power.mean())))
 
 
 def _gain(response: Taps, power: Taps | float = 1.0) -> float:
