@@ -57,15 +57,31 @@ def column_sums(
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     batch, _, queries, _ = q.shape
-    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     if weights is None:
-        weights = q.new_full((batch, queries), 1.0 / queries, dtype=exact)
+        weights = exact(q).new_full((batch, queries), 1.0 / queries)
     if tile is None:
         tile = CPU_TILE if q.device.type == "cpu" else DEVICE_TILE
     with torch.autocast(q.device.type, enabled=False):
-        bias = None if bias is None else bias.to(exact)
-        sums: Tensor = _ColumnSums.apply(q.to(exact), k.to(exact), bias, weights.to(exact), scale, tile)
+        q, k = exact(q), exact(k)
+        bias = None if bias is None else bias.to(q.dtype)
+        sums: Tensor = _ColumnSums.apply(q, k, bias, weights.to(q.dtype), scale, tile)
     return sums
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32, or as it is in float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def shares(scores: Tensor) -> Tensor:
+    """Return `scores` divided by their sum over the last axis.
+
+    Examples
+    --------
+    >>> shares(torch.tensor([1., 3.]))
+    tensor([0.2500, 0.7500])
+    """
+    return scores / scores.sum(-1, keepdim=True)
 
 
 class _ColumnSums(torch.autograd.Function):

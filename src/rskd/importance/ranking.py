@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rskd.errors import ParameterError
+from rskd.importance.columns import shares
 from rskd.importance.layout import Grid
 
 
@@ -109,7 +110,7 @@ def align(scores: Tensor, grid: Grid, to_grid: Grid) -> Tensor:
         maps = F.adaptive_avg_pool2d(maps, (min(grid[0], to_grid[0]), min(grid[1], to_grid[1])))
         maps = F.interpolate(maps, tuple(to_grid), mode="bilinear", align_corners=False)
         scores = maps.reshape(*scores.shape[:-1], to_grid[0] * to_grid[1])
-    return scores / scores.sum(-1, keepdim=True)
+    return shares(scores)
 
 
 def token_mask(mask: Tensor, grid: Grid, *, dilate: int = 0) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rskd.errors import ModelError, ParameterError
 from rskd.importance.layout import Grid, Layout, dilated_index, grid_of, whole_map, window_index
+from rskd.importance.weights import Attention, Fused
 
 NO_ATTENTION = "use definition='feature_norm' or 'at', which read the features of any network"
 
@@ -96,14 +97,21 @@ def select_sites(model: nn.Module, blocks: Sequence[int] | None) -> list[Site]:
     sites = attention_sites(model)
     if not sites:
         raise ModelError(f"{type(encoder_of(model)).__name__} has no attention to observe: {NO_ATTENTION}.")
-    if blocks is None:
-        return sites
-    for block in blocks:
-        if not -len(sites) <= block < len(sites):
-            raise ParameterError(
-                f"blocks={block} does not exist, the model has {len(sites)}: use 0 … {len(sites) - 1}."
-            )
-    return [sites[block] for block in sorted({block % len(sites) for block in blocks})]
+    return [sites[block] for block in resolve_blocks(blocks, len(sites))]
+
+
+def resolve_blocks(blocks: Sequence[int] | None, count: int) -> list[int]:
+    """Return the distinct indices, ascending and from 0, that `blocks` names out of `count`; all for ``None``.
+
+    Examples
+    --------
+    >>> resolve_blocks([-1, 0, 3], 4)
+    [0, 3]
+    """
+    for block in blocks or ():
+        if not -count <= block < count:
+            raise ParameterError(f"block {block} does not exist, the model has {count}: use 0 … {count - 1}.")
+    return list(range(count)) if blocks is None else sorted({block % count for block in blocks})
 
 
 def refuse(site: Site, reason: str) -> ModelError:
@@ -125,6 +133,24 @@ def prefix_tokens(model: nn.Module) -> int:
 def has_class_token(model: nn.Module) -> bool:
     """Tell whether token 0 is a class token."""
     return any(getattr(module, "cls_token", None) is not None for module in encoder_of(model).modules())
+
+
+def runs_heads_in_turn(site: Site) -> bool:
+    """Tell whether the attentions of one run of `site` are its heads, one after the other."""
+    return _family(site.module) == "efficientvit_msra.CascadedGroupAttention"
+
+
+def split_heads(site: Site, attention: Attention) -> Attention:
+    """Return `attention` with (B, h, …) where the family hands (B·h, …) to its fused attention."""
+    if _family(site.module) != "vision_transformer_sam.Attention" or not isinstance(attention, Fused):
+        return attention
+    module: Any = site.module
+
+    def split(tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, module.num_heads, *tensor.shape[2:])
+
+    bias = None if attention.bias is None else split(attention.bias)
+    return Fused(split(attention.q), split(attention.k), split(attention.v), attention.scale, bias)
 
 
 def layout_of(site: Site, call: Call) -> Layout:
@@ -154,18 +180,30 @@ def _family(module: nn.Module) -> str:
 
 
 def _whole(site: Site, call: Call) -> Layout:
-    """All tokens of one map: (B, N, C) after prefix tokens, (B, C, H, W) or (B, H, W, C)."""
+    """All tokens of one map: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
     tokens: Tensor = call.inputs[0]
     if tokens.ndim == 4:
-        grids = [(tokens.shape[2], tokens.shape[3]), (tokens.shape[1], tokens.shape[2])]
-        grid = next((g for g in grids if g[0] * g[1] == call.keys), None)
-        return whole_map(grid or (1, 1))
-    given = call.inputs[1] if len(call.inputs) > 1 and _is_grid(call.inputs[1]) else None
+        first = 2 if _projects_maps(site.module) else 1
+        return whole_map((tokens.shape[first], tokens.shape[first + 1]))
+    if tokens.shape[1] != call.keys:
+        raise refuse(site, f"has {call.keys} keys for {tokens.shape[1]} tokens, whose place is not known")
+    return _pooled(site, call)
+
+
+def _pooled(site: Site, call: Call) -> Layout:
+    """Keys that form a map of the shape of the image, after prefix tokens."""
     patches = call.keys - call.prefix
-    grid = given or (grid_of(patches, call.image[1:]) if call.image and patches > 0 else None)
+    grid = call.inputs[1] if len(call.inputs) > 1 and _is_grid(call.inputs[1]) else None
+    if grid is None or grid[0] * grid[1] != patches:
+        grid = grid_of(patches, call.image[1:]) if call.image and patches > 0 else None
     if grid is None:
         raise refuse(site, f"has {patches} patch tokens that form no grid of the shape of the image")
-    return whole_map(grid, call.prefix)
+    return whole_map((grid[0], grid[1]), call.prefix)
+
+
+def _projects_maps(module: nn.Module) -> bool:
+    """Tell whether the projections are convolutions, so that the tokens are channels-first."""
+    return any(isinstance(child, nn.Conv2d) for child in module.modules())
 
 
 def _is_grid(value: object) -> bool:
@@ -192,6 +230,37 @@ def _maxvit(site: Site, call: Call) -> Layout:
     return Layout(grid, index(grid, tuple(owner.partition_size)))
 
 
+def _davit(site: Site, call: Call) -> Layout:
+    owner: Any = site.owner
+    grid = tuple(call.outer[0].shape[2:])  # B C H W
+    return Layout(grid, window_index(grid, tuple(owner.window_size)))
+
+
+def _gc_vit(site: Site, call: Call) -> Layout:
+    owner: Any = site.owner
+    grid = _channels_last_grid(call.outer[0])
+    return Layout(grid, window_index(grid, tuple(owner.window_size)))
+
+
+def _sam(site: Site, call: Call) -> Layout:
+    size = int(site.owner.window_size)  # type: ignore[arg-type]
+    grid = _channels_last_grid(call.outer[0])
+    return Layout(grid, window_index(grid, (size, size))) if size else whole_map(grid)
+
+
+def _cascaded(site: Site, call: Call) -> Layout:
+    size = int(site.module.resolution)  # type: ignore[arg-type]
+    grid = tuple(call.outer[0].shape[2:])  # B C H W
+    return Layout(grid, window_index(grid, (size, size)))
+
+
+def _mobile(site: Site, call: Call) -> Layout:
+    """MobileNetV4: the keys are a strided map."""
+    stride = int(site.module.kv_stride)  # type: ignore[arg-type]
+    height, width = call.inputs[0].shape[2:]
+    return whole_map((-(-height // stride), -(-width // stride)))
+
+
 def _twins_local(site: Site, call: Call) -> Layout:
     size = int(site.module.ws)  # type: ignore[arg-type]
     grid = tuple(call.inputs[1])
@@ -215,6 +284,13 @@ def _channels_last_grid(tokens: Tensor) -> Grid:
 _LAYOUTS: dict[str, Callable[[Site, Call], Layout]] = {
     "swin_transformer.SwinTransformerBlock": _swin,
     "swin_transformer_v2.SwinTransformerV2Block": _swin,
+    "swin_transformer_v2_cr.SwinTransformerV2CrBlock": _swin,
+    "davit.SpatialBlock": _davit,
+    "gcvit.GlobalContextVitBlock": _gc_vit,
+    "vision_transformer_sam.Block": _sam,
+    "efficientvit_msra.LocalWindowAttention": _cascaded,
+    "attention2d.MultiQueryAttention2d": _mobile,
+    "mvitv2.MultiScaleAttention": _pooled,
     "tiny_vit.TinyVitBlock": _tiny_vit,
     "maxxvit.PartitionAttention2d": _maxvit,
     "maxxvit.PartitionAttentionCl": _maxvit,

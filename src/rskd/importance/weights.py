@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rskd.importance.columns import column_sums
+from rskd.importance.columns import column_sums, exact
 
 
 class Attention(Protocol):
@@ -72,12 +72,12 @@ class Explicit:
 
     def columns(self, weights: Tensor | None = None) -> Tensor:
         """Return Σ_i w_i A_ij."""
-        a = _exact(self.a)
+        a = exact(self.a)
         return a.mean(2) if weights is None else (weights.to(a.dtype)[:, None, None] @ a).squeeze(2)
 
     def row(self, query: int) -> Tensor:
         """Return one row."""
-        return _exact(self.a[:, :, query])
+        return exact(self.a[:, :, query])
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,13 @@ class Linear:
 
     def columns(self, weights: Tensor | None = None) -> Tensor:
         """Return Σ_i w_i A_ij in O(N·d²), as the attention itself."""
-        q, k = _exact(self.q), _exact(self.k)
+        q, k = exact(self.q), exact(self.k)
         share = 1 / q.shape[2] if weights is None else weights[:, None].to(q.dtype)
         total = q @ k.sum(2).unsqueeze(3) + self.eps  # B h Nq 1
         return (k @ (q / total * torch.as_tensor(share).unsqueeze(-1)).sum(2).unsqueeze(3)).squeeze(3)
 
     def row(self, query: int) -> Tensor:
         """Return one row."""
-        q, k = _exact(self.q[:, :, query]).unsqueeze(3), _exact(self.k)
+        q, k = exact(self.q[:, :, query]).unsqueeze(3), exact(self.k)
         products = (k @ q).squeeze(3)  # B h Nk
         return products / (products.sum(-1, keepdim=True) + self.eps)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
