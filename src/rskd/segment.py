@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from rskd.events import Progress, Task
 from rskd.io.slices import Slices, frame_shape
 from rskd.models.normalise import normalise
 from rskd.scan import Scan
-from rskd.tiling import Canvas, Span, cut, spans
+from rskd.tiling import Span, blend, cut, spans
 
 if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone would take seconds
     from rskd.models.segmenter import Segmenter
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone w
 _ROWS = 64
 """Rows that are turned into labels at a time: few, so that no second map of the whole plane is needed."""
 _DEFAULTS = SegmentOptions()
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,57 +80,100 @@ def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -
     (array([[0, 1, 1]], dtype=uint8), (0.5, 0.5))
     """
     planes = Slices(scan, model.spec)
-    tile = _tile_side(options, model.spec)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    results = _Results(planes, model.spec, probabilities=options.probabilities, device=device)
-    rows, columns = (spans(n, tile, overlap=options.overlap, device=device) for n in results.shape)
-    grid = [(row, column) for row in rows for column in columns]
-    pieces = _pieces(planes, model.spec, results, grid, tile)
+    results = _Results(planes, model, probabilities=options.probabilities)
+    tiling = _lay(results.shape, model, options)
+    inputs = ((_prepare(plane, model.spec, results.shape), results.canvas(index)) for index, plane in enumerate(planes))
     was_training = model.training
-    model.train(False)
+    model.eval()
     try:
-        done = 0
-        for batch in _batched(pieces, options.batch_size):
-            for piece, logits in zip(batch, _forward(model, batch), strict=True):
-                piece.canvas.blend(logits, piece.row, piece.column)
-                if piece.canvas.complete:
-                    results.store(piece.index, piece.canvas.values)
-            done += len(batch)
-            yield Progress(done, len(planes) * len(grid), "tiles")
+        tiles = stored = 0
+        for ran, finished in _predict(model, inputs, tiling, options.batch_size):
+            for logits in finished:
+                results.store(stored, logits)
+                stored += 1
+            tiles += ran
+            yield Progress(tiles, len(planes) * len(tiling.grid), "tiles")
     finally:
         model.train(was_training)
     return results.in_world_of(scan)
+
+
+def predict_plane(model: Segmenter, image: Tensor, options: SegmentOptions = _DEFAULTS) -> NDArray[np.float32]:
+    """Return the blended logits of one plane that has been prepared already.
+
+    Parameters
+    ----------
+    model
+        The network, in evaluation mode.
+    image
+        Shape (C, H, W), normalised, of any size.
+    options
+        Tiles.
+
+    Returns
+    -------
+    ndarray
+        Shape (K, H, W).
+    """
+    canvas = torch.zeros(len(model.spec.classes), *image.shape[1:], device=_device(model))
+    tiling = _lay((image.shape[1], image.shape[2]), model, options)
+    for _ in _predict(model, [(image, canvas)], tiling, options.batch_size):
+        pass
+    return canvas.cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """The places of all tiles of a plane, row by row."""
+
+    tile: int
+    grid: tuple[tuple[Span, Span], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """One tile of one plane."""
 
-    index: int
     image: Tensor
-    """C tile tile, normalised."""
-    canvas: Canvas
+    """C tile tile."""
+    canvas: Tensor
+    """K H W: the map of its plane."""
     row: Span
     column: Span
+    last: bool
+    """Whether the plane is complete with it."""
 
 
-def _pieces(
-    planes: Slices, spec: ModelSpec, results: _Results, grid: list[tuple[Span, Span]], tile: int
-) -> Iterator[_Piece]:
-    """Cut plane after plane into tiles; only the planes whose tiles are in work are in memory."""
-    for index, plane in enumerate(planes):
-        image = torch.from_numpy(normalise(plane, spec))
-        if image.shape[1:] != results.shape:
-            image = F.interpolate(image[None], results.shape, mode="bilinear", antialias=True)[0]
-        canvas = Canvas(results.canvas(index), tiles=len(grid))
-        for row, column in grid:
-            yield _Piece(index, cut(image, row, column, tile), canvas, row, column)
+def _lay(shape: tuple[int, int], model: Segmenter, options: SegmentOptions) -> _Tiling:
+    tile = _tile_side(options, model.spec)
+    rows, columns = (spans(n, tile, overlap=options.overlap, device=_device(model)) for n in shape)
+    return _Tiling(tile, tuple((row, column) for row in rows for column in columns))
 
 
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
+def _prepare(plane: NDArray[np.generic], spec: ModelSpec, shape: tuple[int, int]) -> Tensor:
+    image = torch.from_numpy(normalise(plane, spec))
+    if image.shape[1:] != shape:
+        image = F.interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
+    return image
+
+
+def _predict(
+    model: Segmenter, planes: Iterable[tuple[Tensor, Tensor]], tiling: _Tiling, batch_size: int
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Blend the logits of every image (C, H, W) into the zeros (K, H, W) that come with it.
+
+    A batch may hold tiles of several planes; only planes whose tiles are in work are asked for. Yields, after every
+    batch, the number of its tiles and the maps that became complete, in order.
+    """
+    pieces = (
+        _Piece(cut(image, row, column, tiling.tile), canvas, row, column, number == len(tiling.grid))
+        for image, canvas in planes
+        for number, (row, column) in enumerate(tiling.grid, 1)
+    )
+    while batch := list(islice(pieces, batch_size)):
+        for piece, logits in zip(batch, _forward(model, batch), strict=True):
+            blend(piece.canvas, logits, piece.row, piece.column)
+        yield len(batch), [piece.canvas for piece in batch if piece.last]
 
 
 def _forward(model: Segmenter, batch: list[_Piece]) -> Tensor:
@@ -138,7 +181,7 @@ def _forward(model: Segmenter, batch: list[_Piece]) -> Tensor:
     try:
         with torch.inference_mode():
             images = torch.stack([piece.image for piece in batch])
-            logits: Tensor = model(images.to(batch[0].canvas.values.device))
+            logits: Tensor = model(images.to(batch[0].canvas.device))
             return logits
     except torch.OutOfMemoryError as error:
         height, width = batch[0].image.shape[1:]
@@ -148,12 +191,16 @@ def _forward(model: Segmenter, batch: list[_Piece]) -> Tensor:
         ) from error
 
 
+def _device(model: Segmenter) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 class _Results:
     """The labels and probabilities of all planes, filled plane by plane."""
 
-    def __init__(self, planes: Slices, spec: ModelSpec, *, probabilities: bool, device: torch.device) -> None:
-        self._planes, self._classes, self._device = planes, len(spec.classes), device
-        self.shape = frame_shape(planes.plane_shape, spec.frame)
+    def __init__(self, planes: Slices, model: Segmenter, *, probabilities: bool) -> None:
+        self._planes, self._classes, self._device = planes, len(model.spec.classes), _device(model)
+        self.shape = frame_shape(planes.plane_shape, model.spec.frame)
         """Height and width at which the network works."""
         size = (len(planes), *planes.plane_shape)
         self._labels = np.empty(size, np.min_scalar_type(self._classes - 1))

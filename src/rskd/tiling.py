@@ -95,28 +95,16 @@ def _mirrored(start: int, count: int, length: int) -> Tensor:
     return torch.minimum(position, 2 * length - 1 - position)
 
 
-class Canvas:
-    """The one map (K, H, W) into which all tiles of a plane are blended.
+def blend(canvas: Tensor, tile: Tensor, row: Span, column: Span) -> None:
+    """Add a tile (K, tile, tile) with its weights to the map (K, H, W) of its plane, in place.
 
-    Parameters
-    ----------
-    values
-        Zeros, float32; they are added to in place.
-    tiles
-        How many tiles will come.
+    Examples
+    --------
+    >>> canvas = torch.zeros(1, 1, 3)
+    >>> for column in spans(3, 2, overlap=0.5):
+    ...     blend(canvas, torch.ones(1, 2, 2), *spans(1, 2, overlap=0), column)
+    >>> canvas
+    tensor([[[1., 1., 1.]]])
     """
-
-    def __init__(self, values: Tensor, *, tiles: int) -> None:
-        self.values = values
-        self._missing = tiles
-
-    @property
-    def complete(self) -> bool:
-        """Whether every tile has come."""
-        return self._missing == 0
-
-    def blend(self, tile: Tensor, row: Span, column: Span) -> None:
-        """Add a tile (K, tile, tile) with its weights."""
-        weights = torch.outer(row.weights, column.weights)
-        self.values[:, row.inside, column.inside].addcmul_(tile[:, row.covered, column.covered], weights)
-        self._missing -= 1
+    weights = torch.outer(row.weights, column.weights)
+    canvas[:, row.inside, column.inside].addcmul_(tile[:, row.covered, column.covered], weights)
