@@ -1,0 +1,188 @@
+"""The part of the Distill panel that asks what to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.layers import Image, Labels
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QVBoxLayout, QWidget
+
+from napari_rskd._data import PHANTOMS, LayerPair, scan_of, write_examples, write_pairs
+from napari_rskd._fields import FolderField, NarrowBox, watch_layers
+from napari_rskd._layers import axes_of, whole
+from napari_rskd._panel import text
+from rskd.config import DataOptions
+
+Collect = Callable[[Path], DataOptions]
+"""Puts the data into a folder, where it has to, and returns where it is; for the worker thread."""
+
+MINIMUM = 2  # one image to train on and one to validate with
+
+
+class DataPages(QWidget):
+    """Generated examples, folders on disk, or open layers."""
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self.kind = NarrowBox()
+        self.folders = FolderPage()
+        self.layers = LayerPage(viewer)
+        self._pages: dict[str, Any] = {
+            "Generated examples": ExamplePage(),
+            "Folders on this computer": self.folders,
+            "Open layers": self.layers,
+        }
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.kind)
+        for title, page in self._pages.items():
+            self.kind.addItem(title, page)
+            column.addWidget(page)
+        self.kind.currentIndexChanged.connect(self._show)
+        self.folders.changed.connect(self.changed)
+        self.layers.changed.connect(self.changed)
+        self._show(0)
+
+    def reason(self) -> str:
+        """Return why there is nothing to learn from."""
+        return str(self.kind.currentData().reason())
+
+    def collect(self) -> Collect:
+        """Return what brings the data together."""
+        return self.kind.currentData().collect()  # type: ignore[no-any-return]
+
+    def _show(self, index: int) -> None:
+        for page in self._pages.values():
+            page.setVisible(page is self.kind.itemData(index))
+        self.changed.emit()
+
+
+class ExamplePage(QWidget):
+    """Pictures that the program draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(
+            text(f"{PHANTOMS} small pictures of branching vessels are drawn, with their masks: to try it.")
+        )
+
+    def reason(self) -> str:
+        return ""
+
+    def collect(self) -> Collect:
+        return write_examples
+
+
+class FolderPage(QWidget):
+    """Images, and masks if there are any, on disk."""
+
+    changed = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = FolderField("Folder with the images")
+        self.masks = FolderField("Folder with the masks", placeholder="none: learn from the teacher alone")
+        form = QFormLayout(self)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.addRow("Images", self.images)
+        form.addRow("Masks", self.masks)
+        help_text = DataOptions.model_fields["masks"].description or ""
+        self.masks.line.setToolTip(help_text)
+        for field in (self.images, self.masks):
+            field.changed.connect(self.changed)
+
+    def reason(self) -> str:
+        images, masks = self.images.path(), self.masks.path()
+        if images is None:
+            return "Choose the folder with the images."
+        for folder in (images, masks):
+            if folder is not None and not folder.is_dir():
+                return f"There is no folder {folder}."
+        return ""
+
+    def collect(self) -> Collect:
+        images = self.images.path()
+        assert images is not None  # noqa: S101 - `reason` has seen to it
+        options = DataOptions(images=images, masks=self.masks.path())
+        return lambda _: options
+
+
+class LayerPage(QWidget):
+    """One row per open image: whether it is used, and which labels are its mask."""
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._rows: dict[Any, tuple[QCheckBox, NarrowBox]] = {}
+        self._column = QVBoxLayout(self)
+        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.addWidget(text("Tick the images to learn from, and choose the mask of each."))
+        watch_layers(viewer, self, self.read_layers)
+        self.read_layers()
+
+    def read_layers(self) -> None:
+        """List the open layers; what was ticked and chosen stays so."""
+        before = {layer: (tick.isChecked(), box.currentData()) for layer, (tick, box) in self._rows.items()}
+        while self._column.count() > 1:
+            self._column.takeAt(1).widget().deleteLater()
+        self._rows.clear()
+        masks = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
+        for layer in self._viewer.layers:
+            if isinstance(layer, Image):
+                ticked, mask = before.get(layer, (True, guess_mask(layer, masks)))
+                self._add_row(layer, masks, ticked=ticked, mask=mask)
+        self.changed.emit()
+
+    def _add_row(self, layer: Any, masks: list[Any], *, ticked: bool, mask: Any) -> None:
+        tick = QCheckBox(layer.name, checked=ticked, toolTip=layer.name)
+        tick.setMinimumWidth(40)
+        box = NarrowBox()
+        box.addItem("no mask", None)
+        for candidate in masks:
+            box.addItem(candidate.name, candidate)
+        box.setCurrentIndex(masks.index(mask) + 1 if mask in masks else 0)
+        tick.toggled.connect(self.changed)
+        row = QWidget()
+        line = QHBoxLayout(row)
+        line.setContentsMargins(0, 0, 0, 0)
+        line.addWidget(tick, 1)
+        line.addWidget(box, 1)
+        self._column.addWidget(row)
+        self._rows[layer] = (tick, box)
+
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Return the ticked images, each with its labels layer or None."""
+        return [(layer, box.currentData()) for layer, (tick, box) in self._rows.items() if tick.isChecked()]
+
+    def reason(self) -> str:
+        if len(self.pairs()) < MINIMUM:
+            return f"Open and tick at least {MINIMUM} images: one is kept to check the student with."
+        return ""
+
+    def collect(self) -> Collect:
+        pairs = [
+            LayerPair(
+                image.name,
+                scan_of(image, axes_of(image), whole(image)),
+                None if labels is None else np.asarray(labels.data),
+            )
+            for image, labels in self.pairs()
+        ]
+        return partial(write_pairs, pairs)
+
+
+def guess_mask(image: Any, masks: list[Any]) -> Any:
+    """Return the first labels layer that has the shape of the image, or None."""
+    shape = image.data.shape[:-1] if image.rgb else image.data.shape
+    return next((mask for mask in masks if mask.data.shape == shape), None)

@@ -1,0 +1,187 @@
+"""The fields that the panels share: choose a layer, a model, a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QWidget
+
+from napari_rskd._form import guard_wheel
+from napari_rskd._session import Model
+
+WEIGHT_FILES = "Model weights (*.safetensors);;All files (*)"
+_BROWSE = "browse"  # data of the entry that opens the file dialog
+
+
+class NarrowBox(QComboBox):
+    """A drop-down list that may be narrower than its longest entry and ignores a passing wheel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(6)
+        self.setPlaceholderText("none")
+        guard_wheel(self)
+
+
+class LayerBox(NarrowBox):
+    """The layers of one type; follows the layer list.
+
+    Parameters
+    ----------
+    viewer
+        Whose layers.
+    layer_type
+        Class of the layers that are offered.
+    nothing
+        Text of an entry for "no layer"; empty = there is none.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any, layer_type: type, *, nothing: str = "") -> None:
+        super().__init__()
+        self._viewer = viewer
+        self._type = layer_type
+        self._nothing = nothing
+        self.currentIndexChanged.connect(lambda _: self.changed.emit())
+        watch_layers(viewer, self, self.reset_choices)
+        self.reset_choices()
+
+    def reset_choices(self, event: object = None) -> None:
+        """Read the layer list again; what is chosen stays chosen if it is still there."""
+        chosen = self.layer()
+        self.blockSignals(True)
+        self.clear()
+        if self._nothing:
+            self.addItem(self._nothing, None)
+        for layer in self._viewer.layers:
+            if isinstance(layer, self._type):
+                self.addItem(layer.name, layer)  # type: ignore[attr-defined]
+        self.blockSignals(False)
+        self.choose(chosen)
+        self.changed.emit()
+
+    def layer(self) -> Any:
+        """Return the chosen layer, or None."""
+        return self.currentData()
+
+    def choose(self, layer: Any) -> None:
+        """Choose a layer; the first one if it is not offered."""
+        index = next((i for i in range(self.count()) if self.itemData(i) is layer), 0)
+        self.setCurrentIndex(index if self.count() else -1)
+
+
+def watch_layers(viewer: Any, widget: QWidget, react: Callable[..., None]) -> None:
+    """Call `react` when layers come, go or get another name, as long as `widget` lives."""
+
+    def on_change(event: object = None) -> None:
+        react()
+
+    def watch_name(event: Any) -> None:
+        event.value.events.name.connect(on_change)
+        react()
+
+    events = viewer.layers.events
+    connections = [(events.inserted, watch_name), (events.removed, on_change), (events.reordered, on_change)]
+    connections += [(layer.events.name, on_change) for layer in viewer.layers]
+    for emitter, slot in connections:
+        emitter.connect(slot)
+
+    def release(*_: object) -> None:
+        for emitter, slot in connections:
+            emitter.disconnect(slot)
+        for layer in viewer.layers:
+            layer.events.name.disconnect(on_change)
+
+    widget.destroyed.connect(release)
+
+
+class ModelBox(NarrowBox):
+    """The known models, and an entry that opens a file."""
+
+    chosen = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -1
+        self.activated.connect(self._activated)
+
+    def offer(self, models: tuple[Model, ...], current: Model | None) -> None:
+        """List these models and choose `current`."""
+        self.blockSignals(True)
+        self.clear()
+        for model in models:
+            self.addItem(model.name, model)
+            self.setItemData(self.count() - 1, model.source, 3)  # Qt.ItemDataRole.ToolTipRole
+        self.addItem("Open a weight file…", _BROWSE)
+        self.blockSignals(False)
+        sources = [model.source for model in models]
+        self._last = sources.index(current.source) if current is not None and current.source in sources else -1
+        self.setCurrentIndex(self._last)
+
+    def model(self) -> Model | None:
+        """Return the chosen model."""
+        data = self.currentData()
+        return data if isinstance(data, Model) else None
+
+    def choose_file(self, path: Path) -> None:
+        """Add a weight file to the list and choose it."""
+        sources = [self.itemData(i).source for i in range(self.count() - 1)]
+        if str(path) not in sources:
+            self.insertItem(self.count() - 1, path.name, Model(name=path.name, source=str(path)))
+            sources.append(str(path))
+        self._last = sources.index(str(path))
+        self.setCurrentIndex(self._last)
+        self.chosen.emit()
+
+    def _activated(self, index: int) -> None:
+        if self.itemData(index) != _BROWSE:
+            self._last = index
+            self.chosen.emit()
+            return
+        self.setCurrentIndex(self._last)
+        file, _ = QFileDialog.getOpenFileName(self, "Open model weights", "", WEIGHT_FILES)
+        if file:
+            self.choose_file(Path(file))
+
+
+class FolderField(QWidget):
+    """A line for a folder with a button that looks for it."""
+
+    changed = Signal()
+
+    def __init__(self, question: str, *, placeholder: str = "") -> None:
+        super().__init__()
+        self._question = question
+        self.line = QLineEdit(placeholderText=placeholder)
+        self.line.textChanged.connect(self._changed)
+        browse = QPushButton("…", toolTip=question)
+        browse.setFixedWidth(32)
+        browse.clicked.connect(self._browse)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.line)
+        row.addWidget(browse)
+
+    def path(self) -> Path | None:
+        """Return the folder, or None if the line is empty."""
+        text = self.line.text().strip()
+        return Path(text).expanduser() if text else None
+
+    def set_path(self, path: Path) -> None:
+        """Show a folder."""
+        self.line.setText(str(path))
+        self.line.setCursorPosition(0)
+
+    def _changed(self) -> None:
+        self.line.setToolTip(self.line.text())
+        self.changed.emit()
+
+    def _browse(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, self._question, self.line.text())
+        if folder:
+            self.set_path(Path(folder))

@@ -1,0 +1,241 @@
+"""Run a job in the background of napari: the only module that knows threads.
+
+A worker thread pumps the engine process, so that every job shows in napari's activity dock and in its close dialog.
+Three properties of Qt worker threads are met here once and for all:
+
+* a `RuntimeError` raised in a generator worker vanishes without a trace, so nothing but `RskdError` leaves the thread;
+* `quit` of a generator worker leaves its generator suspended, so a cancel is an order that the generator reads
+  itself, at its next heartbeat, and obeys by closing what it holds: in its own thread, where waiting freezes nobody;
+* progress bars are Qt widgets, so they are made and moved in the thread of the window.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from napari.qt.threading import GeneratorWorker, create_worker
+from napari.utils import progress
+from numpy.typing import NDArray
+from qtpy.QtCore import QObject, Signal
+
+from rskd.engine.client import Engine, JobCancelled
+from rskd.errors import EngineError, ResourceError, RskdError
+from rskd.events import Command, Event, Progress, Step
+from rskd.jobs import Job, Outcome
+
+Order = tuple[Job, Mapping[str, NDArray[np.generic]]]
+"""A job and the arrays that go with it."""
+
+_LOG = logging.getLogger("napari_rskd")
+
+
+@dataclass
+class _Orders:
+    """What the window wants from a running worker."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class _SharedEngine:
+    """The one warm engine of this napari, so that the second click is fast; its jobs take turns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+
+    def get(self) -> Engine:
+        """Return the engine."""
+        with self._lock:
+            self._engine = self._engine or Engine()
+            return self._engine
+
+    def warm_up(self) -> None:
+        """Start the engine in the background, before its first job needs it."""
+        threading.Thread(target=self._start, name="rskd warm-up", daemon=True).start()
+
+    def shut_down(self) -> None:
+        """End the engine; the next job starts a new one."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.stop()
+
+    def _start(self) -> None:
+        try:
+            self.get().start()
+        except EngineError:
+            _LOG.exception("the engine did not start; the first job will say so")
+
+
+_SHARED = _SharedEngine()
+warm_up = _SHARED.warm_up
+shut_down = _SHARED.shut_down
+atexit.register(shut_down)
+
+
+class Work(QObject):
+    """One job on its way.
+
+    Parameters
+    ----------
+    prepare
+        Returns the job and its arrays; called in the worker thread, so it may write files.
+    title
+        What is done, for people: it is shown in the activity dock.
+    private
+        Give the job an engine process of its own, which ends with it.
+    """
+
+    happened = Signal(object)
+    """An `Event`."""
+    returned = Signal(object)
+    """The `Outcome`."""
+    failed = Signal(object)
+    """The `RskdError`."""
+    ended = Signal()
+    """Always, and last."""
+
+    def __init__(self, prepare: Callable[[], Order], *, title: str, private: bool = False) -> None:
+        super().__init__()
+        self.title = title
+        self.running = False
+        self.history: list[Event] = []
+        self.outcome: Outcome | None = None
+        self.error: RskdError | None = None
+        self._orders = _Orders()
+        self._prepare = prepare
+        self._private = private
+        self._bar: progress | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop or a cancel was asked for."""
+        return self._orders.stop.is_set() or self._orders.cancel.is_set()
+
+    def start(self) -> Work:
+        """Begin; returns itself."""
+        worker = create_worker(
+            _pump,
+            self._orders,
+            self._prepare,
+            self._private,
+            _worker_class=_Worker,
+            _ignore_errors=True,
+            _start_thread=False,
+        )
+        worker.yielded.connect(self._happened)
+        worker.returned.connect(self._returned)
+        worker.errored.connect(self._failed)
+        worker.finished.connect(self._ended)
+        self.running = True
+        self._bar = progress(total=0, desc=self.title)
+        _ALIVE.add(self)
+        worker.start()
+        return self
+
+    def stop(self) -> None:
+        """Ask the job to finish cleanly now and to return the best it has."""
+        self._orders.stop.set()
+
+    def cancel(self) -> None:
+        """Ask the job to end; nothing is returned."""
+        self._orders.cancel.set()
+
+    def _happened(self, event: Event) -> None:
+        self.history.append(event)
+        share = _share_done(event)
+        if share is not None and self._bar is not None:
+            done, total = share
+            if self._bar.total != total:
+                self._bar.total = total
+            self._bar.update(done - self._bar.n)
+        self.happened.emit(event)
+
+    def _returned(self, outcome: Outcome | None) -> None:
+        self.outcome = outcome
+        if outcome is not None:
+            self.returned.emit(outcome)
+
+    def _failed(self, error: RskdError) -> None:
+        self.error = error
+        self.failed.emit(error)
+
+    def _ended(self) -> None:
+        self.running = False
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        _ALIVE.discard(self)
+        self.ended.emit()
+
+
+_ALIVE: set[Work] = set()  # a work must outlive the widget that started it
+
+
+class _Worker(GeneratorWorker):
+    """A generator worker whose `quit`, which napari calls when it closes, is our cancel."""
+
+    def __init__(self, pump: Callable[..., Any], orders: _Orders, *args: Any) -> None:
+        super().__init__(pump, orders, *args)
+        self._orders = orders
+
+    def quit(self) -> None:
+        self._orders.cancel.set()
+
+
+def _share_done(event: Event) -> tuple[int, int] | None:
+    """Return (done, total) if the event tells it."""
+    match event:
+        case Progress(done=done, total=total) | Step(step=done, steps=total):
+            return done, total
+        case _:
+            return None
+
+
+def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Generator[Event, None, Outcome | None]:
+    """Yield the events of a job; raises nothing but `RskdError`."""
+    engine: Engine | None = None
+    try:
+        job, arrays = prepare()
+        engine = Engine() if private else _SHARED.get()
+        return (yield from _converse(engine, orders, job, arrays))
+    except JobCancelled:
+        return None
+    except RskdError as error:
+        if engine is not None and engine.log_path is not None:
+            error.add_note(f"The log is in {engine.log_path}")
+        raise
+    except MemoryError as error:
+        raise ResourceError("This computer has not enough memory for it: close other images or programs.") from error
+    except Exception as error:
+        _LOG.exception("a job failed")
+        raise EngineError(f"It failed unexpectedly: {type(error).__name__}: {error}") from error
+    finally:
+        if private and engine is not None:
+            engine.stop()
+
+
+def _converse(
+    engine: Engine, orders: _Orders, job: Job, arrays: Mapping[str, Any]
+) -> Generator[Event, None, Outcome | None]:
+    """Pass events up and orders down until the job returns; None if it was cancelled."""
+    task = engine.run(job, arrays)
+    command: Command | None = None
+    try:
+        while not orders.cancel.is_set():
+            event = task.send(command)
+            if event is not None:
+                yield event
+            command = Command.STOP if orders.stop.is_set() else None
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        task.close()
+    return None

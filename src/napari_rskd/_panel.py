@@ -1,0 +1,204 @@
+"""What all five panels have in common: one column, one primary button that is its own Cancel, errors in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_rskd import _theme
+from napari_rskd._job import Work
+from rskd.errors import RskdError
+from rskd.events import Event, Message, Progress
+from rskd.jobs import Outcome
+
+NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis."
+WIDTH = 300
+
+
+def text(words: str = "", *, name: str = "") -> QLabel:
+    """Return a label that wraps its words and lets them be copied."""
+    label = QLabel(words, wordWrap=True, objectName=name)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setMinimumWidth(0)
+    return label
+
+
+class Panel(QWidget):
+    """A dock widget that starts one kind of job.
+
+    A panel says what it needs in `reason`, starts its job in `launch`, and shows what comes back in `show_result`.
+
+    Parameters
+    ----------
+    viewer
+        The napari viewer.
+    verb
+        Text of the primary button.
+    note
+        A line that is always visible under the button.
+    """
+
+    outlives_panel = False
+
+    def __init__(self, viewer: Any, *, verb: str, note: str = NOT_FOR_DIAGNOSIS) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.work: Work | None = None
+        self._verb = verb
+        self.button = QPushButton(verb, objectName="primary")
+        self.reason_label = text(name="reason")
+        self.bar = QProgressBar(textVisible=False)
+        self.status = text(name="status")
+        self.error_label = text(name="error")
+        self.column = QVBoxLayout()
+        self.buttons = QHBoxLayout()
+        self._build(note)
+        self.button.clicked.connect(self._clicked)
+        _theme.follow(viewer, self, self._apply_theme)
+
+    def _build(self, note: str) -> None:
+        self.setMinimumWidth(WIDTH - 40)
+        content = QWidget()
+        content.setLayout(self.column)
+        self.column.setContentsMargins(8, 8, 8, 8)
+        self.column.setSpacing(6)
+        self.column.setAlignment(Qt.AlignmentFlag.AlignTop)
+        area = QScrollArea(widgetResizable=True, frameShape=QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setWidget(content)
+        self.buttons.addWidget(self.button)
+        foot = QVBoxLayout()
+        foot.setContentsMargins(8, 4, 8, 8)
+        foot.addLayout(self.buttons)
+        for widget in (self.reason_label, self.bar, self.status, self.error_label, text(note, name="note")):
+            foot.addWidget(widget)
+        for hidden in (self.reason_label, self.bar, self.status, self.error_label):
+            hidden.hide()
+        self.bar.setFixedHeight(6)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(area, 1)
+        outer.addLayout(foot)
+
+    # ------------------------------------------------------------------------------------- for the panels to fill
+
+    def reason(self) -> str:
+        """Return in words why the job cannot start; empty = it can."""
+        return ""
+
+    def launch(self) -> Work:
+        """Return the job, ready to start; may raise `RskdError`."""
+        raise NotImplementedError
+
+    def show_event(self, event: Event) -> None:
+        """Show what a running job tells."""
+        match event:
+            case Message(words):
+                self.say(words)
+            case Progress(done, total, what):
+                self._show_progress(done, total)
+                self.say(f"{done} of {total} {what}")
+
+    def show_result(self, outcome: Outcome) -> None:
+        """Show what a finished job returned."""
+
+    # --------------------------------------------------------------------------------------------- the life of a job
+
+    def refresh(self) -> None:
+        """Look again whether the job can start."""
+        if self.work is not None and self.work.running:
+            return
+        why = self.reason()
+        self.button.setEnabled(not why)
+        self.button.setText(self._verb)
+        self._show(self.reason_label, why)
+
+    def _clicked(self) -> None:
+        if self.work is not None and self.work.running:
+            self.work.cancel()
+            self._cancelling()
+            return
+        self._show(self.error_label, "")
+        try:
+            work = self.launch()
+        except RskdError as error:
+            self.show_error(error)
+            return
+        self.begin(work)
+
+    def begin(self, work: Work) -> None:
+        """Start a job; it ends with the panel unless the panel says that it lives on."""
+        if not self.outlives_panel:
+            self.destroyed.connect(work.cancel)
+        self.attach(work)
+        work.start()
+
+    def attach(self, work: Work) -> None:
+        """Show a job that is about to start or already on its way."""
+        self.work = work
+        work.happened.connect(self.show_event)
+        work.returned.connect(self._returned)
+        work.failed.connect(self.show_error)
+        work.ended.connect(self._ended)
+        self.button.setText("Cancel")
+        self.button.setEnabled(True)
+        self._show(self.reason_label, "")
+        self.say(work.title + "…")
+        self._show_progress(0, 0)
+
+    def _cancelling(self) -> None:
+        self.button.setText("Cancelling…")
+        self.button.setEnabled(False)
+        self._show_progress(0, 0)
+
+    def _returned(self, outcome: Outcome) -> None:
+        self.say("")
+        try:
+            self.show_result(outcome)
+        except RskdError as error:
+            self.show_error(error)
+
+    def _ended(self) -> None:
+        work, self.work = self.work, None
+        self.bar.hide()
+        if work is not None and work.outcome is None:
+            self.say("" if work.error is not None else "Cancelled.")
+        self.refresh()
+
+    # ------------------------------------------------------------------------------------------------------ the words
+
+    def say(self, words: str) -> None:
+        """Show one line about what is going on."""
+        self._show(self.status, words)
+
+    def show_error(self, error: RskdError) -> None:
+        """Show what went wrong in its one sentence; the details are in the tooltip and the log."""
+        self._show(self.error_label, str(error))
+        self.error_label.setToolTip("\n".join(getattr(error, "__notes__", ())))
+
+    def _show_progress(self, done: int, total: int) -> None:
+        self.bar.setRange(0, total)
+        self.bar.setValue(done)
+        self.bar.show()
+
+    @staticmethod
+    def _show(label: QLabel, words: str) -> None:
+        label.setText(words)
+        label.setVisible(bool(words))
+
+    def _apply_theme(self) -> None:
+        """Mark the primary button and errors with the theme's own colours."""
+        accent, error = (_theme.color(self.viewer, name) for name in ("current", "error"))
+        self.button.setStyleSheet(f"QPushButton:enabled {{ background-color: {accent}; font-weight: bold; }}")
+        self.error_label.setStyleSheet(f"border-left: 4px solid {error}; padding-left: 6px;")

@@ -1,0 +1,26 @@
+"""What the user set on the plugin's page of napari's preferences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rskd.config import ComputeOptions
+
+PLUGIN = "napari-rskd"
+
+
+def compute_options() -> ComputeOptions:
+    """Return device and threads as set in the preferences (0 threads = automatic)."""
+    from napari.settings import get_plugin_settings
+
+    compute = get_plugin_settings(PLUGIN).compute
+    return ComputeOptions(device=compute.device, threads=compute.threads or None)
+
+
+def runs_folder() -> Path:
+    """Return the folder that new runs are put into: the one set in the preferences, else the user's data folder."""
+    from napari.settings import get_plugin_settings
+    from platformdirs import user_data_path
+
+    folder = get_plugin_settings(PLUGIN).folders.runs
+    return Path(folder).expanduser() if folder else user_data_path("rskd", appauthor=False) / "runs"

@@ -1,0 +1,256 @@
+"""Distill a teacher into a student, watch it learn, and keep the best."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtWidgets import QFormLayout, QLabel, QPushButton
+
+from napari_rskd import _settings
+from napari_rskd._chart import Chart, warm_up
+from napari_rskd._data_pages import DataPages
+from napari_rskd._fields import FolderField, ModelBox, NarrowBox
+from napari_rskd._form import Form, Section
+from napari_rskd._job import Order, Work
+from napari_rskd._panel import Panel
+from napari_rskd._session import Model, follow_session, fresh_models, session_of
+from rskd.config import DistillOptions, TrainOptions
+from rskd.errors import RskdError
+from rskd.events import Epoch, Event, Step
+from rskd.jobs import DistillJob, Outcome
+
+RECIPES = {
+    "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4),
+    "Thorough": TrainOptions(epochs=100, steps_per_epoch=100, batch_size=8),
+}
+AS_SET = "As set below"
+FIRST_STUDENT = "rskd-micro"
+WORDS_EVERY = 0.25  # seconds between two changes of the status line
+
+
+class DistillWidget(Panel):
+    """The cockpit of one distillation; the run itself belongs to the session and survives the panel."""
+
+    outlives_panel = True
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer, verb="Start distillation")
+        self.session = session_of(napari_viewer)
+        self.chart = Chart(napari_viewer)
+        self.teacher, self.student = ModelBox(), ModelBox()
+        self.data = DataPages(napari_viewer)
+        self.recipe = NarrowBox()
+        self.training: Form[TrainOptions] = Form(next(iter(RECIPES.values())))
+        self.objective: Form[DistillOptions] = Form(DistillOptions())
+        self.run = FolderField("Folder for the runs")
+        self.stop = QPushButton("Stop and keep best", toolTip="Finish this step, then keep the best student so far.")
+        self.use = QPushButton("Use this student", toolTip="Make it the student of all panels.")
+        self._began: tuple[float, int] | None = None
+        self._said = 0.0
+        self._lay_out()
+        self._connect()
+        follow_session(self, self.session, self._offer)
+        self._show_run()
+
+    def _lay_out(self) -> None:
+        self.column.addWidget(self.chart)
+        networks = QFormLayout()
+        networks.addRow("Teacher", self.teacher)
+        networks.addRow("Student", self.student)
+        self.column.addWidget(QLabel("<b>Networks</b>"))
+        self.column.addLayout(networks)
+        self.column.addWidget(QLabel("<b>Images to learn from</b>"))
+        self.column.addWidget(self.data)
+        self.column.addWidget(QLabel("<b>How long, and where to</b>"))
+        for name, options in RECIPES.items():
+            self.recipe.addItem(f"{name} ({options.epochs * options.steps_per_epoch} steps)", options)
+        self.recipe.addItem(AS_SET, None)
+        self.run.set_path(_settings.runs_folder())
+        length = QFormLayout()
+        length.addRow("Recipe", self.recipe)
+        length.addRow("Runs", self.run)
+        self.column.addLayout(length)
+        self.column.addWidget(Section("Training", self.training))
+        self.column.addWidget(Section("What the student learns", self.objective))
+        for button in (self.stop, self.use):
+            self.buttons.addWidget(button)
+            button.hide()
+
+    def _connect(self) -> None:
+        self.recipe.currentIndexChanged.connect(self._choose_recipe)
+        self.training.changed.connect(self._recipe_was_edited)
+        self.teacher.chosen.connect(self._choose_teacher)
+        self.student.chosen.connect(self.refresh)
+        self.data.changed.connect(self.refresh)
+        self.run.changed.connect(self.refresh)
+        self.stop.clicked.connect(self._stop)
+        self.use.clicked.connect(self._use)
+
+    # ------------------------------------------------------------------------------------------------ what to run
+
+    def _offer(self) -> None:
+        """List the known models; what is chosen stays chosen."""
+        fresh = fresh_models()
+        first = next((model for model in fresh if model.source == FIRST_STUDENT), None)
+        chosen = self.student.model() or first
+        self.teacher.offer(self.session.library, self.session.teacher)
+        opened = () if chosen is None or chosen in (*fresh, *self.session.library) else (chosen,)
+        self.student.offer((*fresh, *self.session.library, *opened), chosen)
+        self.refresh()
+
+    def _choose_teacher(self) -> None:
+        model = self.teacher.model()
+        if model is not None:
+            self.session.learn(model)
+            self.session.teacher = model
+
+    def _choose_recipe(self) -> None:
+        options = self.recipe.currentData()
+        if options is not None:
+            self.training.blockSignals(True)
+            self.training.set_value(options)
+            self.training.blockSignals(False)
+
+    def _recipe_was_edited(self) -> None:
+        self.recipe.setCurrentIndex(self.recipe.findText(AS_SET))
+        self.refresh()
+
+    def reason(self) -> str:
+        """Return why it cannot start."""
+        if self.teacher.model() is None:
+            return "Choose a teacher: “Open a weight file…”."
+        if self.student.model() is None:
+            return "Choose a student: a new one, or a weight file."
+        if self.run.path() is None:
+            return "Choose the folder for the runs."
+        try:
+            self.training.value()
+            self.objective.value()
+        except RskdError as error:
+            return str(error)
+        return self.data.reason()
+
+    def launch(self) -> Work:
+        """Start a run in a folder of its own."""
+        teacher, student, runs = self.teacher.model(), self.student.model(), self.run.path()
+        assert teacher is not None and student is not None and runs is not None  # noqa: S101, PT018 - see `reason`
+        run = runs / f"{datetime.now():%Y-%m-%d %H.%M.%S} {Path(student.source).stem}"
+        training, objective = self.training.value(), self.objective.value()
+        compute, collect = _settings.compute_options(), self.data.collect()
+
+        def order() -> Order:
+            warm_up()
+            data = collect(run / "data")
+            job = DistillJob(
+                teacher=teacher.path,
+                student=student.source,
+                data=data,
+                run=run,
+                training=training,
+                distillation=objective,
+                compute=compute,
+            )
+            return job, {}
+
+        self.session.distillation = Work(order, title="Distilling", private=True)
+        return self.session.distillation
+
+    # ------------------------------------------------------------------------------------------- while it runs
+
+    def attach(self, work: Work) -> None:
+        """Show a run, with all that has happened in it so far."""
+        super().attach(work)
+        self.chart.clear()
+        self._began = None
+        self.use.hide()
+        self.stop.setEnabled(True)
+        self.stop.show()
+        for event in work.history:
+            self.chart.add(event)
+
+    def show_event(self, event: Event) -> None:
+        """Draw a point, and say how far it is and how long it will take."""
+        self.chart.add(event)
+        match event:
+            case Step():
+                self._show_step(event)
+            case Epoch(epoch=epoch, epochs=epochs, dice=dice):
+                self.say(f"Round {epoch} of {epochs}: Dice {dice:.3f} on the validation images.")
+            case _:
+                super().show_event(event)
+
+    def _show_step(self, event: Step) -> None:
+        now = time.monotonic()
+        self._began = self._began or (now, event.step - 1)
+        if now - self._said < WORDS_EVERY or (self.work is not None and self.work.stopping):
+            return
+        self._said = now
+        since, first = self._began
+        left = (now - since) / (event.step - first) * (event.steps - event.step)
+        self._show_progress(event.step, event.steps)
+        self.say(f"Step {event.step} of {event.steps}, {duration_words(left)} left.")
+
+    def _stop(self) -> None:
+        if self.work is not None:
+            self.work.stop()
+            self.stop.setEnabled(False)
+            self.say("Stopping: finishing the step and keeping the best student…")
+
+    def _ended(self) -> None:
+        self.chart.finish()
+        self.stop.hide()
+        super()._ended()
+
+    # ------------------------------------------------------------------------------------------- when it is done
+
+    def _show_run(self) -> None:
+        """Take up the session's run, if the panel was closed and opened again."""
+        work = self.session.distillation
+        if work is None:
+            return
+        if work.running:
+            self.attach(work)
+            return
+        for event in work.history:
+            self.chart.add(event)
+        self.chart.finish()
+        if work.outcome is not None:
+            self.show_result(work.outcome)
+
+    def show_result(self, outcome: Outcome) -> None:
+        """Say how good the best student is, and offer it."""
+        value = outcome.value
+        score = f"a Dice of {value['dice']:.3f}" if value["dice"] == value["dice"] else "no Dice (there were no masks)"
+        how = "Stopped" if value["stopped"] else "Finished"
+        self.say(f"{how} after {value['epochs']} rounds. The best student has {score} on the validation images.")
+        self.status.setToolTip(f"Everything about it is in {value['run']}")
+        self.use.setEnabled(True)
+        self.use.show()
+
+    def _use(self) -> None:
+        work = self.session.distillation
+        if work is None or work.outcome is None:
+            return
+        path = Path(work.outcome.value["student"])
+        model = self.session.learn(Model(name=f"Distilled {path.parent.name}", source=str(path)))
+        self.session.student = model
+        self.use.setEnabled(False)
+        self.say("It is now the student of the Segment and Token ranking panels.")
+
+
+def duration_words(seconds: float) -> str:
+    """Return a duration as one would say it.
+
+    Examples
+    --------
+    >>> duration_words(42), duration_words(600), duration_words(7300)
+    ('about 42 s', 'about 10 min', 'about 2.0 h')
+    """
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
