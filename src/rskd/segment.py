@@ -82,7 +82,7 @@ def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -
     planes = Slices(scan, model.spec)
     results = _Results(planes, model, probabilities=options.probabilities)
     tiling = _lay(results.shape, model, options)
-    inputs = ((_prepare(plane, model.spec, results.shape), results.canvas(index)) for index, plane in enumerate(planes))
+    inputs = ((_prepare(plane, model, results.shape), results.canvas(index)) for index, plane in enumerate(planes))
     was_training = model.training
     model.eval()
     try:
@@ -115,9 +115,10 @@ def predict_plane(model: Segmenter, image: Tensor, options: SegmentOptions = _DE
     ndarray
         Shape (K, H, W).
     """
-    canvas = torch.zeros(len(model.spec.classes), *image.shape[1:], device=_device(model))
+    device = _device(model)
+    canvas = torch.zeros(len(model.spec.classes), *image.shape[1:], device=device)
     tiling = _lay((image.shape[1], image.shape[2]), model, options)
-    for _ in _predict(model, [(image, canvas)], tiling, options.batch_size):
+    for _ in _predict(model, [(image.to(device), canvas)], tiling, options.batch_size):
         pass
     return canvas.cpu().numpy()
 
@@ -135,7 +136,7 @@ class _Piece:
     """One tile of one plane."""
 
     image: Tensor
-    """C tile tile."""
+    """C H W: its plane."""
     canvas: Tensor
     """K H W: the map of its plane."""
     row: Span
@@ -150,8 +151,8 @@ def _lay(shape: tuple[int, int], model: Segmenter, options: SegmentOptions) -> _
     return _Tiling(tile, tuple((row, column) for row in rows for column in columns))
 
 
-def _prepare(plane: NDArray[np.generic], spec: ModelSpec, shape: tuple[int, int]) -> Tensor:
-    image = torch.from_numpy(normalise(plane, spec))
+def _prepare(plane: NDArray[np.generic], model: Segmenter, shape: tuple[int, int]) -> Tensor:
+    image = torch.from_numpy(normalise(plane, model.spec)).to(_device(model))
     if image.shape[1:] != shape:
         image = F.interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
     return image
@@ -166,25 +167,29 @@ def _predict(
     batch, the number of its tiles and the maps that became complete, in order.
     """
     pieces = (
-        _Piece(cut(image, row, column, tiling.tile), canvas, row, column, number == len(tiling.grid))
+        _Piece(image, canvas, row, column, number == len(tiling.grid))
         for image, canvas in planes
         for number, (row, column) in enumerate(tiling.grid, 1)
     )
+    room: Tensor | None = None  # one buffer for all batches: fresh memory for each would cost more than the blending
     while batch := list(islice(pieces, batch_size)):
-        for piece, logits in zip(batch, _forward(model, batch), strict=True):
+        if room is None:
+            room = batch[0].image.new_empty(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
+        for piece, logits in zip(batch, _forward(model, batch, room[: len(batch)]), strict=True):
             blend(piece.canvas, logits, piece.row, piece.column)
         yield len(batch), [piece.canvas for piece in batch if piece.last]
 
 
-def _forward(model: Segmenter, batch: list[_Piece]) -> Tensor:
-    """Return the logits (B, K, tile, tile)."""
+def _forward(model: Segmenter, batch: list[_Piece], images: Tensor) -> Tensor:
+    """Cut the pieces into `images` (B, C, tile, tile) and return their logits (B, K, tile, tile)."""
     try:
         with torch.inference_mode():
-            images = torch.stack([piece.image for piece in batch])
-            logits: Tensor = model(images.to(batch[0].canvas.device))
+            for piece, image in zip(batch, images, strict=True):
+                image.copy_(cut(piece.image, piece.row, piece.column, images.shape[-1]))
+            logits: Tensor = model(images)
             return logits
     except torch.OutOfMemoryError as error:
-        height, width = batch[0].image.shape[1:]
+        height, width = images.shape[-2:]
         raise ResourceError(
             f"{len(batch)} tiles of {height} x {width} pixels do not fit into the memory of the device: "
             "use a smaller batch size, or the CPU."
