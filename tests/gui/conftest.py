@@ -1,0 +1,97 @@
+"""A viewer, and an engine that does what a test tells it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from napari_rskd import _job
+from rskd.events import Command
+from rskd.jobs import Outcome
+
+
+class ScriptedEngine:
+    """Stands in for `rskd.engine.client.Engine`: it plays the script that the test has set, for every job."""
+
+    script: ClassVar[Callable[[Any, Any], Any]]
+    made: ClassVar[list["ScriptedEngine"]]
+
+    def __init__(self) -> None:
+        self.log_path = Path("engine.log")
+        self.jobs: list[tuple[Any, Any]] = []
+        self.closed = 0
+        self.stopped = False
+        self.made.append(self)
+
+    @classmethod
+    def will(cls, script: Callable[[Any, Any], Any]) -> None:
+        cls.script = staticmethod(script)
+
+    @classmethod
+    def will_return(cls, *answers: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """Answer the jobs to come, one after the other, with (value, arrays)."""
+        left = list(answers)
+
+        def script(job: Any, arrays: Any) -> Any:
+            yield None
+            return Outcome(*left.pop(0))
+
+        cls.will(script)
+
+    @classmethod
+    def will_raise(cls, error: BaseException) -> None:
+        def script(job: Any, arrays: Any) -> Any:
+            yield None
+            raise error
+
+        cls.will(script)
+
+    @classmethod
+    def will_run_until_stopped(cls, value: dict[str, Any] | None = None) -> None:
+        def script(job: Any, arrays: Any) -> Any:
+            while (yield None) is not Command.STOP:
+                time.sleep(0.01)
+            return Outcome(value or {})
+
+        cls.will(script)
+
+    def start(self) -> None:
+        pass
+
+    def run(self, job: Any, arrays: Any = None) -> Any:
+        self.jobs.append((job, arrays))
+        try:
+            return (yield from self.script(job, arrays))
+        finally:
+            self.closed += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[ScriptedEngine]]:
+    """Replace every engine by a scripted one."""
+    _job.shut_down()
+    scripted = type("Scripted", (ScriptedEngine,), {"made": []})
+    monkeypatch.setattr(_job, "Engine", scripted)
+    yield scripted
+    _job.shut_down()
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Any) -> Any:
+    """A napari window with a small picture in it."""
+    viewer = make_napari_viewer(show=True)
+    picture = np.random.default_rng(0).random((48, 64)).astype(np.float32)
+    viewer.add_image(picture, name="picture", scale=(0.5, 0.25), units=("mm", "mm"))
+    return viewer
+
+
+@pytest.fixture
+def open_panel(viewer: Any) -> Callable[[str], Any]:
+    """Open a panel as the menu does; returns its widget."""
+    return lambda name: viewer.window.add_plugin_dock_widget("napari-rskd", name)[1]

@@ -1,0 +1,169 @@
+"""A job in the background: what it yields, how it ends, and that nothing that goes wrong is lost."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from napari.utils import progress
+from qtpy.QtCore import QThread
+
+from napari_rskd import _job
+from napari_rskd._job import Work
+from rskd.errors import DataError, EngineError, ResourceError
+from rskd.events import Message, Progress
+from rskd.jobs import InspectJob
+
+JOB = InspectJob(model="model.safetensors")
+
+
+def work_for(prepare: Any = lambda: (JOB, {}), **options: Any) -> Work:
+    return Work(prepare, title="Testing", **options)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Like torch's, which is a RuntimeError too."""
+
+
+def test_events_and_outcome_arrive_in_the_thread_of_the_window(qtbot, engine) -> None:
+    def script(job: Any, arrays: Any) -> Any:
+        yield Message("hello")
+        yield Progress(1, 2)
+        return "outcome"
+
+    engine.will(script)
+    work = work_for()
+    seen: list[Any] = []
+    threads: list[Any] = []
+    work.happened.connect(lambda event: (seen.append(event), threads.append(QThread.currentThread())))
+    with qtbot.waitSignals([work.returned, work.ended]):
+        work.start()
+    assert seen == work.history == [Message("hello"), Progress(1, 2)]
+    assert threads == [QThread.currentThread()] * 2
+    assert work.outcome == "outcome"
+    assert not work.running
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "sentence"),
+    [
+        (DataError("There is no mask for 07.png."), DataError, "There is no mask for 07.png."),
+        (RuntimeError("shape mismatch"), EngineError, "It failed unexpectedly: RuntimeError: shape mismatch"),
+        (OutOfMemoryError("CUDA out of memory"), EngineError, "OutOfMemoryError: CUDA out of memory"),
+        (MemoryError(), ResourceError, "This computer has not enough memory for it"),
+        (KeyError("labels"), EngineError, "KeyError: 'labels'"),
+    ],
+)
+def test_every_error_arrives_as_a_sentence_and_the_job_ends(qtbot, engine, raised, kind, sentence) -> None:
+    engine.will_raise(raised)
+    work = work_for()
+    with qtbot.waitSignals([work.failed, work.ended]):
+        work.start()
+    assert type(work.error) is kind
+    assert sentence in str(work.error)
+    assert engine.made[0].closed == 1
+
+
+def test_an_error_of_the_preparation_arrives_as_well(qtbot, engine) -> None:
+    def prepare() -> Any:
+        raise RuntimeError("disk full")
+
+    work = work_for(prepare)
+    with qtbot.waitSignals([work.failed, work.ended]):
+        work.start()
+    assert "disk full" in str(work.error)
+
+
+def test_the_log_is_named_in_the_details(qtbot, engine) -> None:
+    engine.will_raise(DataError("No."))
+    work = work_for()
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    assert work.error.__notes__ == ["The log is in engine.log"]
+
+
+def test_cancel_closes_the_task_in_its_own_thread(qtbot, engine) -> None:
+    closed_in: list[int] = []
+
+    def script(job: Any, arrays: Any) -> Any:
+        try:
+            while True:
+                yield None
+                time.sleep(0.01)
+        finally:
+            closed_in.append(threading.get_ident())
+
+    engine.will(script)
+    work = work_for().start()
+    qtbot.wait(50)
+    with qtbot.waitSignal(work.ended):
+        work.cancel()
+    assert work.outcome is None
+    assert work.error is None
+    assert len(closed_in) == 1
+    assert closed_in[0] != threading.get_ident()
+
+
+def test_stop_keeps_what_there_is(qtbot, engine) -> None:
+    engine.will_run_until_stopped({"stopped": True})
+    work = work_for().start()
+    qtbot.wait(50)
+    with qtbot.waitSignal(work.returned):
+        work.stop()
+    assert work.outcome.value == {"stopped": True}
+
+
+def test_interactive_jobs_share_an_engine_and_a_private_one_ends_with_its_job(qtbot, engine) -> None:
+    engine.will_return(({}, {}), ({}, {}), ({}, {}))
+    for _ in range(2):
+        work = work_for()
+        with qtbot.waitSignal(work.ended):
+            work.start()
+    assert len(engine.made) == 1
+    assert not engine.made[0].stopped
+    work = work_for(private=True)
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    assert [made.stopped for made in engine.made] == [False, True]
+    _job.shut_down()
+    assert [made.stopped for made in engine.made] == [True, True]
+
+
+def test_a_private_engine_ends_when_its_job_is_cancelled(qtbot, engine) -> None:
+    engine.will_run_until_stopped({"stopped": True})
+    work = work_for(private=True).start()
+    qtbot.wait(50)
+    with qtbot.waitSignal(work.ended):
+        work.cancel()
+    assert engine.made[0].stopped
+
+
+def test_progress_bar_follows_and_goes_away(qtbot, engine) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def script(job: Any, arrays: Any) -> Any:
+        for done in (3, 7):
+            yield Progress(done, 10)
+        return "outcome"
+
+    engine.will(script)
+    work = work_for()
+    work.happened.connect(lambda _: seen.append((work._bar.n, work._bar.total)))
+    before = set(progress._all_instances)
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    assert seen == [(3, 10), (7, 10)]
+    assert set(progress._all_instances) == before
+
+
+def test_napari_knows_the_job_and_its_quit_cancels_it(qtbot, engine, viewer) -> None:
+    engine.will_run_until_stopped()
+    work = work_for().start()
+    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs))
+    tasks = viewer.window._task_status_manager  # what the close dialog asks; napari has no public name for it
+    assert tasks.is_busy()
+    with qtbot.waitSignal(work.ended):
+        tasks.cancel_all()
+    assert not tasks.is_busy()
+    assert engine.made[0].closed == 1
+    assert set() == _job._ALIVE

@@ -1,0 +1,377 @@
+"""The five panels, driven as a person drives them, over a scripted engine."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.layers import Image, Labels, Points
+from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
+
+from napari_rskd._session import Model, session_of
+from rskd.errors import DataError
+from rskd.events import Epoch, Message, Progress, Step
+from rskd.jobs import Outcome
+
+PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
+CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
+SPEC = {"name": "toy", "encoder": "vit", "patch_size": 16, "image_size": 64, "in_channels": 1, "channels": []}
+SPEC |= {"modality": "toy pictures", "classes": CLASSES}
+PASSPORT = {"spec": SPEC, "card": {}, "parameters": 1_500_000, "bytes": 3_000_000, "sha256": "ab" * 32}
+SEGMENTED = ({"classes": CLASSES, "seconds": 0.4, "device": "cpu"}, {"labels": np.ones((48, 64), np.uint8)})
+
+
+def click(qtbot: Any, button: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def finish(qtbot: Any, panel: Any) -> None:
+    """Wait until the panel's job is over."""
+    qtbot.waitUntil(lambda: panel.work is None, timeout=5000)
+
+
+@pytest.fixture
+def models(viewer: Any) -> Any:
+    """Put a teacher and a student into the session."""
+    session = session_of(viewer)
+    session.teacher = session.learn(Model("Teacher A", "/models/a.safetensors"))
+    session.student = session.learn(Model("Student B", "/models/b.safetensors"))
+    return session
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_panel_fits_300_pixels_and_says_what_it_is_not_for(engine, open_panel, name: str) -> None:
+    panel = open_panel(name)
+    assert panel.minimumSizeHint().width() <= 300
+    content = panel.column.parentWidget()
+    assert content.minimumSizeHint().width() <= 300
+    assert "Not for diagnosis" in panel.findChild(QLabel, "note").text()
+
+
+@pytest.mark.parametrize("name", ["Segment", "Token ranking", "Contourlet"])
+def test_without_an_image_the_button_is_off_and_says_why(engine, viewer, open_panel, models, name: str) -> None:
+    viewer.layers.clear()
+    panel = open_panel(name)
+    assert not panel.button.isEnabled()
+    assert "Open an image first" in panel.reason_label.text()
+    assert panel.reason_label.isVisible()
+    viewer.add_image(np.zeros((8, 8)))
+    assert panel.button.isEnabled()
+    assert not panel.reason_label.isVisible()
+
+
+def test_without_models_segment_says_where_to_load_them(engine, viewer, open_panel) -> None:
+    session = session_of(viewer)
+    session.teacher = session.student = None
+    panel = open_panel("Segment")
+    assert "in the Models panel" in panel.reason_label.text()
+    session.student = Model("late", "/models/late.safetensors")
+    assert panel.button.isEnabled()
+
+
+def test_segment_adds_labels_in_place(qtbot, engine, viewer, open_panel, models) -> None:
+    engine.will_return(SEGMENTED)
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    labels = viewer.layers["Vessel (student)"]
+    assert isinstance(labels, Labels)
+    np.testing.assert_allclose(labels.scale, viewer.layers["picture"].scale)
+    assert labels.units == viewer.layers["picture"].units
+    ((job, arrays),) = engine.made[0].jobs
+    assert (job.model, job.axes) == (Path("/models/b.safetensors"), "yx")
+    np.testing.assert_array_equal(arrays["image"], viewer.layers["picture"].data)
+    assert panel.status.text() == "Done in 0.4 s on cpu."
+
+
+def test_segment_with_the_teacher_and_other_tiles(qtbot, engine, viewer, open_panel, models) -> None:
+    engine.will_return(SEGMENTED)
+    panel = open_panel("Segment")
+    panel.network.setCurrentIndex(1)
+    panel.options.findChild(QSpinBox, "batch_size").setValue(2)
+    click(qtbot, panel.probabilities)
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    job, _ = engine.made[0].jobs[0]
+    assert job.model == Path("/models/a.safetensors")
+    assert (job.options.batch_size, job.options.probabilities) == (2, True)
+    assert "Vessel (teacher)" in viewer.layers
+
+
+def test_the_button_is_its_own_cancel(qtbot, engine, open_panel, models) -> None:
+    engine.will_run_until_stopped()
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    assert panel.button.text() == "Cancel"
+    assert panel.bar.isVisible()
+    click(qtbot, panel.button)
+    assert panel.button.text() == "Cancelling…"
+    finish(qtbot, panel)
+    assert panel.button.text() == "Segment"
+    assert panel.button.isEnabled()
+    assert panel.status.text() == "Cancelled."
+    assert not panel.bar.isVisible()
+
+
+def test_progress_is_shown_in_words_and_as_a_bar(qtbot, engine, open_panel, models) -> None:
+    def script(job: Any, arrays: Any) -> Any:
+        yield Message("Warming up")
+        yield Progress(3, 10, "tiles")
+        while True:
+            yield None
+            time.sleep(0.01)
+
+    engine.will(script)
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: panel.status.text() == "3 of 10 tiles")
+    assert (panel.bar.value(), panel.bar.maximum()) == (3, 10)
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+
+
+@pytest.mark.parametrize("error", [DataError("The image is grey, the network wants colour."), RuntimeError("boom")])
+def test_an_error_is_a_sentence_and_the_button_comes_back(qtbot, engine, open_panel, models, error) -> None:
+    engine.will_raise(error)
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    assert str(error) in panel.error_label.text()
+    assert panel.error_label.isVisible()
+    assert "engine.log" in panel.error_label.toolTip()
+    assert panel.button.text() == "Segment"
+    assert panel.button.isEnabled()
+    engine.will_return(SEGMENTED)
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    assert not panel.error_label.isVisible()
+
+
+def test_closing_a_panel_cancels_its_job(qtbot, engine, viewer, open_panel, models) -> None:
+    engine.will_run_until_stopped()
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: bool(engine.made[0].jobs))
+    work = panel.work
+    with qtbot.waitSignal(work.ended):
+        viewer.window.remove_dock_widget(panel)
+        panel.deleteLater()
+    assert engine.made[0].closed == 1
+
+
+def test_models_are_read_one_after_the_other(qtbot, engine, viewer, open_panel, tmp_path) -> None:
+    engine.will_return((PASSPORT, {}), ({**PASSPORT, "card": {"licence": "CC0"}}, {}))
+    panel = open_panel("Models")
+    for role in ("teacher", "student"):
+        panel.boxes[role].choose_file(tmp_path / f"{role}.safetensors")
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: panel.work is None and len(engine.made[0].jobs) == 2, timeout=5000)
+    session = session_of(viewer)
+    assert session.teacher.path == tmp_path / "teacher.safetensors"
+    assert session.student.path == tmp_path / "student.safetensors"
+    teacher, student = (panel.passports[role].text() for role in ("teacher", "student"))
+    for words in ("vessel", "toy pictures", "1.50 million parameters, 3.0 MB", "abababababababab"):
+        assert words in teacher
+    assert "UNKNOWN" in teacher
+    assert "CC0" in student
+
+
+def test_a_bad_model_leaves_the_session_as_it_was(qtbot, engine, viewer, open_panel, models, tmp_path) -> None:
+    engine.will_raise(DataError("This is no weight file."))
+    panel = open_panel("Models")
+    panel.boxes["teacher"].choose_file(tmp_path / "virus.safetensors")
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    assert panel.error_label.text() == "This is no weight file."
+    assert models.teacher.name == "Teacher A"
+    assert panel.button.isEnabled()
+
+
+def test_weight_files_can_be_dropped(engine, open_panel, tmp_path) -> None:
+    panel = open_panel("Models")
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile(str(tmp_path / name)) for name in ("my_teacher.safetensors", "b.safetensors")])
+    panel.dropEvent(
+        QDropEvent(QPointF(5, 5), Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton,
+                   Qt.KeyboardModifier.NoModifier)
+    )  # fmt: skip
+    assert panel.boxes["teacher"].model().path.name == "my_teacher.safetensors"
+    assert panel.boxes["student"].model().path.name == "b.safetensors"
+
+
+def ranking() -> tuple[dict[str, Any], dict[str, Any]]:
+    facts = {"grid": [3, 4], "token": [16.0, 16.0], "block": 3, "definition": "received", "top": 3, "name": "toy"}
+    arrays: dict[str, Any] = {}
+    for role in ("teacher", "student"):
+        arrays[f"{role}_importance"] = np.arange(12, dtype=np.float32).reshape(3, 4)
+        arrays[f"{role}_order"] = np.arange(12)[::-1]
+    return {"teacher": facts, "student": facts, "agreement": {"spearman": 0.25, "top_overlap": 0.5}}, arrays
+
+
+def test_token_ranking_shows_both_networks_and_their_agreement(qtbot, engine, viewer, open_panel, models) -> None:
+    engine.will_return(ranking())
+    panel = open_panel("Token ranking")
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    for role in ("teacher", "student"):
+        image = viewer.layers[f"Token importance ({role})"]
+        assert isinstance(image, Image)
+        np.testing.assert_allclose(image.scale, (16 * 0.5, 16 * 0.25))
+        np.testing.assert_allclose(image.translate, (7.5 * 0.5, 7.5 * 0.25))
+        assert isinstance(viewer.layers[f"Top tokens ({role})"], Points)
+    assert "Spearman: 0.25" in panel.agreement.text()
+
+
+def test_token_ranking_of_one_network(qtbot, engine, open_panel, models) -> None:
+    value, arrays = ranking()
+    engine.will_return(({"student": value["student"]}, arrays))
+    panel = open_panel("Token ranking")
+    click(qtbot, panel.findChild(QCheckBox, "teacher"))
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    job, _ = engine.made[0].jobs[0]
+    assert job.teacher is None
+    assert job.student == Path("/models/b.safetensors")
+    click(qtbot, panel.findChild(QCheckBox, "student"))
+    assert panel.reason_label.text() == "Tick the teacher, the student, or both."
+
+
+def test_contourlet_of_the_green_channel(qtbot, engine, viewer, open_panel) -> None:
+    band = {"array": "level1_band0", "name": "Scale 1, edges at 45°", "level": 1, "direction": 0, "edge_angle": 45.0}
+    band |= {"scale": [2, 4], "translate": [0.5, 1.5], "energy": 1.0}
+    engine.will_return(
+        ({"bands": [band], "reconstruction_error": 2e-7}, {"level1_band0": np.ones((24, 16), np.float32)})
+    )
+    viewer.layers.clear()
+    viewer.add_image(np.zeros((48, 64, 3), np.uint8), name="photo")
+    panel = open_panel("Contourlet")
+    assert panel.channel.currentText() == "Green"
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    job, arrays = engine.made[0].jobs[0]
+    assert (job.channel, job.axes, arrays["image"].shape) == (1, "yxc", (48, 64, 3))
+    np.testing.assert_allclose(viewer.layers["Scale 1, edges at 45°"].scale, (2, 4))
+    assert "differ from the image by at most 2e-07" in panel.status.text()
+
+
+# ------------------------------------------------------------------------------------------------------------- distill
+
+STEPS = [Step(n, 20, 1 + n // 11, {"task": 1 / n, "logits": 2 / n, "total": 3 / n}, 1e-3, 0.01) for n in range(1, 21)]
+DONE = {"run": "/runs/one", "student": "/runs/one/best.safetensors", "dice": 0.81, "epochs": 2, "stopped": False}
+
+
+def distilling(job: Any, arrays: Any) -> Any:
+    for step in STEPS:
+        yield step
+        time.sleep(0.02)
+    yield Epoch(2, 2, {"task": 0.1}, 0.81, {"vessel": 0.81}, best=True)
+    return Outcome(DONE)
+
+
+@pytest.fixture
+def cockpit(engine, open_panel, models, tmp_path) -> Any:
+    panel = open_panel("Distill")
+    panel.run.set_path(tmp_path / "runs")
+    return panel
+
+
+def test_distill_is_ready_with_generated_examples(qtbot, engine, cockpit, tmp_path) -> None:
+    engine.will(distilling)
+    assert cockpit.button.isEnabled()
+    click(qtbot, cockpit.button)
+    assert cockpit.stop.isVisible()
+    qtbot.waitUntil(lambda: "left" in cockpit.status.text(), timeout=20_000)
+    finish(qtbot, cockpit)
+    ((job, _),) = engine.made[0].jobs
+    assert job.teacher == Path("/models/a.safetensors")
+    assert job.student == "rskd-micro"
+    assert job.run.parent == tmp_path / "runs"
+    assert job.data.images == job.run / "data" / "images"
+    assert len(list(job.data.images.iterdir())) == len(list(job.data.masks.iterdir())) > 10
+    assert cockpit.chart.losses["total"] == [(step.step, step.losses["total"]) for step in STEPS]
+    assert cockpit.chart.best == (20, 0.81)
+    assert "Dice of 0.810" in cockpit.status.text()
+    assert engine.made[0].stopped
+    assert not cockpit.stop.isVisible()
+
+
+def test_use_this_student(qtbot, engine, viewer, cockpit) -> None:
+    engine.will(distilling)
+    click(qtbot, cockpit.button)
+    finish(qtbot, cockpit)
+    click(qtbot, cockpit.use)
+    assert session_of(viewer).student.source == DONE["student"]
+    assert not cockpit.use.isEnabled()
+
+
+def test_stop_and_keep_best(qtbot, engine, cockpit) -> None:
+    engine.will_run_until_stopped({**DONE, "stopped": True, "epochs": 1})
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs), timeout=20_000)
+    click(qtbot, cockpit.stop)
+    assert "keeping the best" in cockpit.status.text()
+    finish(qtbot, cockpit)
+    assert cockpit.status.text().startswith("Stopped after 1 round")
+    assert cockpit.use.isVisible()
+
+
+def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, open_panel, cockpit) -> None:
+    engine.will(distilling)
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", [])) > 2, timeout=20_000)
+    viewer.window.remove_dock_widget(cockpit)
+    cockpit.deleteLater()
+    qtbot.wait(50)
+    again = open_panel("Distill")
+    assert again.button.text() == "Cancel"
+    finish(qtbot, again)
+    assert len(again.chart.losses["total"]) == len(STEPS)
+    assert again.use.isVisible()
+
+
+def test_editing_the_training_leaves_the_recipe(cockpit) -> None:
+    cockpit.training.findChild(QSpinBox, "epochs").setValue(3)
+    assert cockpit.recipe.currentText() == "As set below"
+    cockpit.recipe.setCurrentIndex(1)
+    assert cockpit.training.value().epochs == 100
+    assert cockpit.recipe.currentIndex() == 1
+
+
+def test_folders_are_asked_for_in_words(qtbot, cockpit, tmp_path) -> None:
+    cockpit.data.kind.setCurrentIndex(1)
+    assert cockpit.reason_label.text() == "Choose the folder with the images."
+    qtbot.keyClicks(cockpit.data.folders.images.line, str(tmp_path / "nowhere"))
+    assert cockpit.reason_label.text() == f"There is no folder {tmp_path / 'nowhere'}."
+    cockpit.data.folders.images.set_path(tmp_path)
+    assert cockpit.button.isEnabled()
+
+
+def test_open_layers_become_the_training_set(qtbot, engine, viewer, cockpit) -> None:
+    from rskd.io import read_labels, read_scan
+
+    engine.will_return((DONE, {}))
+    rng = np.random.default_rng(1)
+    color = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    mask = rng.integers(0, 2, (40, 50))
+    viewer.add_image(color, name="eye/1", scale=(0.1, 0.2), units=("mm", "mm"))
+    viewer.add_labels(mask, name="vessels of eye 1")
+    cockpit.data.kind.setCurrentIndex(2)
+    click(qtbot, cockpit.button)
+    finish(qtbot, cockpit)
+    job, _ = engine.made[0].jobs[0]
+    plain, colored = sorted(job.data.images.iterdir())
+    np.testing.assert_array_equal(read_scan(plain).data, viewer.layers["picture"].data)
+    scan = read_scan(colored)
+    np.testing.assert_array_equal(scan.data, color)
+    assert scan.spacing == pytest.approx((0.1, 0.2))
+    (only,) = job.data.masks.iterdir()
+    assert only.stem == colored.stem
+    np.testing.assert_array_equal(read_labels(only).data, mask)
+
+
+def test_too_few_layers_are_not_enough(cockpit) -> None:
+    cockpit.data.kind.setCurrentIndex(2)
+    assert cockpit.reason_label.text().startswith("Open and tick at least 2 images")

@@ -1,0 +1,221 @@
+"""Every result lies exactly on its image, in any world. The oracle is napari's own `data_to_world`."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from napari.layers import Image, Layer
+
+from napari_rskd._layers import (
+    Source,
+    axes_of,
+    class_colors,
+    importance_layers,
+    segmentation_layers,
+    subband_layers,
+    visible_slice,
+)
+from rskd.errors import ParameterError
+
+CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
+
+
+def rotation(degrees: float, ndim: int) -> np.ndarray:
+    """Rotate the last two axes, and a little the first and the last."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix = np.eye(ndim)
+    matrix[-2:, -2:] = [[c, -s], [s, c]]
+    if ndim > 2:
+        tilt = np.eye(ndim)
+        tilt[np.ix_([0, -1], [0, -1])] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+        matrix = matrix @ tilt
+    return matrix
+
+
+def world(shape: tuple[int, ...], *, rgb: bool = False, degrees: float = 31.0) -> Image:
+    """Return a rotated, sheared, anisotropic, translated layer with units and labels."""
+    ndim = len(shape) - rgb
+    affine = np.eye(ndim + 1)
+    affine[:-1, :-1] += 0.05 * np.arange(ndim * ndim).reshape(ndim, ndim)
+    affine[:-1, -1] = np.arange(ndim) - 4.0
+    return Image(
+        np.zeros(shape, np.uint8 if rgb else np.float32),
+        rgb=rgb,
+        name="scan",
+        scale=np.linspace(0.3, 2.5, ndim),
+        translate=np.linspace(-7, 11, ndim),
+        rotate=rotation(degrees, ndim),
+        shear=np.linspace(0.1, 0.3, ndim * (ndim - 1) // 2),
+        affine=affine,
+        units=("mm", "um", "um")[-ndim:],
+        axis_labels=("z", "y", "x")[-ndim:],
+        metadata={"header": "of the file"},
+    )
+
+
+def to_world(layer: Any, index: Any) -> np.ndarray:
+    return np.asarray(layer.data_to_world(tuple(index)))
+
+
+def corners(shape: tuple[int, ...]) -> list[tuple[float, ...]]:
+    return list(itertools.product(*[(-0.5, n - 0.5) for n in shape]))
+
+
+def made(data: tuple[Any, dict[str, Any], str]) -> Any:
+    return Layer.create(*data)
+
+
+@pytest.mark.parametrize("shape", [(12, 18), (5, 12, 18)])
+def test_segmentation_covers_its_image_corner_by_corner(shape: tuple[int, ...]) -> None:
+    layer = world(shape)
+    arrays = {"labels": np.ones(shape, np.uint8), "probabilities": np.full((2, *shape), 0.5, np.float32)}
+    labels, probability = map(made, segmentation_layers(arrays, CLASSES, Source.of(layer), by="student", axes="zyx"))
+    for result in (labels, probability):
+        assert result.data.shape == shape
+        for corner in corners(shape):
+            np.testing.assert_allclose(to_world(result, corner), to_world(layer, corner), atol=1e-9)
+        assert result.units == layer.units
+        assert result.axis_labels == layer.axis_labels
+        assert result.metadata["header"] == "of the file"
+
+
+def test_segmentation_of_rgb_has_the_axes_of_the_picture() -> None:
+    layer = world((12, 18, 3), rgb=True)
+    (labels,) = map(
+        made,
+        segmentation_layers({"labels": np.ones((12, 18), int)}, CLASSES, Source.of(layer), by="x", axes="yxc"),
+    )
+    for corner in corners((12, 18)):
+        np.testing.assert_allclose(to_world(labels, corner), to_world(layer, corner), atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", ["czyx", "zcyx"])
+def test_a_channel_axis_disappears_from_the_geometry(axes: str) -> None:
+    """The channel axis has no part in rotation here, so the oracle is the layer itself at channel 0."""
+    channel = axes.index("c")
+    spatial = world((4, 6, 8))
+    keep = [i for i in range(4) if i != channel]
+    linear, shift = np.eye(4), np.zeros(4)
+    matrix = full(spatial)
+    linear[np.ix_(keep, keep)] = matrix[:-1, :-1]
+    shift[keep] = matrix[:-1, -1]
+    affine = np.eye(5)
+    affine[:4, :4], affine[:4, 4] = linear, shift
+    shape = tuple(np.insert((4, 6, 8), channel, 2))
+    layer = Image(np.zeros(shape), affine=affine, rgb=False, axis_labels=tuple(axes))
+    (labels,) = map(
+        made, segmentation_layers({"labels": np.ones((4, 6, 8), int)}, CLASSES, Source.of(layer), by="x", axes=axes)
+    )
+    for corner in corners((4, 6, 8)):
+        inside = np.insert(np.array(corner), channel, 0.0)
+        np.testing.assert_allclose(to_world(labels, corner), np.delete(to_world(layer, inside), channel), atol=1e-9)
+
+
+def full(layer: Any) -> np.ndarray:
+    """Return a layer's index-to-world matrix, read off by probing it."""
+    ndim = layer.ndim
+    origin = to_world(layer, np.zeros(ndim))
+    matrix = np.eye(ndim + 1)
+    for axis, unit in enumerate(np.eye(ndim)):
+        matrix[:-1, axis] = to_world(layer, unit) - origin
+    matrix[:-1, -1] = origin
+    return matrix
+
+
+@given(degrees=st.floats(-180, 180), token=st.tuples(st.floats(1.5, 33), st.floats(1.5, 33)))
+@settings(max_examples=25, deadline=None)
+def test_token_grid_lies_on_its_tokens(degrees: float, token: tuple[float, float]) -> None:
+    """Token (i, j) covers the pixels from i·p up to (i + 1)·p: the outer edges of the grid are those of the image."""
+    grid = (3, 4)
+    layer = world((32, 48), degrees=degrees)
+    importance = np.arange(12, dtype=np.float32).reshape(grid)
+    facts = {"token": token, "top": 3, "definition": "received", "block": 1}
+    image, points = map(made, importance_layers("student", facts, importance, np.arange(12)[::-1], Source.of(layer)))
+    for i, j in itertools.product(range(grid[0] + 1), range(grid[1] + 1)):
+        pixel_edge = np.array([i * token[0], j * token[1]]) - 0.5
+        np.testing.assert_allclose(to_world(image, (i - 0.5, j - 0.5)), to_world(layer, pixel_edge), atol=1e-8)
+    np.testing.assert_array_equal(points.data, [[2, 3], [2, 2], [2, 1]])
+    np.testing.assert_array_equal(points.features["rank"], [1, 2, 3])
+    np.testing.assert_allclose(to_world(points, points.data[0]), to_world(image, (2, 3)), atol=1e-9)
+
+
+def test_result_of_a_slice_lies_in_that_slice() -> None:
+    layer = world((5, 32, 48))
+    point = to_world(layer, (3, 10, 10))
+    plane, axes, source = visible_slice(layer, point)
+    assert (plane.shape, axes, source.slice_at) == ((32, 48), "yx", (3,))
+    facts = {"token": (8.0, 8.0), "top": 2, "definition": "received", "block": 1}
+    image, points = map(made, importance_layers("teacher", facts, np.ones((4, 6), np.float32), np.arange(24), source))
+    assert image.data.shape == (1, 4, 6)
+    for i, j in ((0, 0), (3, 5)):
+        middle = (3, 8 * i + 3.5, 8 * j + 3.5)
+        np.testing.assert_allclose(to_world(image, (0, i, j)), to_world(layer, middle), atol=1e-9)
+    np.testing.assert_allclose(to_world(points, points.data[1]), to_world(layer, (3, 3.5, 11.5)), atol=1e-9)
+
+
+def test_sub_bands_have_their_own_scale_per_axis() -> None:
+    layer = world((32, 48))
+    band = {"array": "level1_band0", "name": "b", "level": 1, "direction": 0, "edge_angle": 67.5, "energy": 2.0}
+    band |= {"scale": (2.0, 8.0), "translate": (0.5, 3.5)}
+    arrays = {"level1_band0": np.random.default_rng(0).normal(size=(16, 6))}
+    (image,) = map(made, subband_layers([band], arrays, Source.of(layer)))
+    for i, j in ((0, 0), (15, 5), (7, 2)):
+        np.testing.assert_allclose(to_world(image, (i, j)), to_world(layer, (2 * i + 0.5, 8 * j + 3.5)), atol=1e-9)
+    low, high = image.contrast_limits
+    assert low == -high
+
+
+def test_only_the_strongest_direction_of_a_level_is_shown_at_first() -> None:
+    common = {"scale": (2, 2), "translate": (0.5, 0.5), "direction": 0}
+    bands = [
+        {"array": "lowpass", "name": "rest", "level": 2, "edge_angle": None, "energy": 9.0, **common},
+        {"array": "a", "name": "a", "level": 0, "edge_angle": 0.0, "energy": 1.0, **common},
+        {"array": "b", "name": "b", "level": 0, "edge_angle": 90.0, "energy": 2.0, **common},
+    ]
+    arrays = {name: np.ones((4, 4)) for name in ("lowpass", "a", "b")}
+    layers = map(made, subband_layers(bands, arrays, Source.of(world((8, 8)))))
+    assert {layer.name: layer.visible for layer in layers} == {"rest": False, "a": False, "b": True}
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_or_four_classes_are_no_rgb_picture(count: int) -> None:
+    classes = [{"name": f"c{i}", "color": "#102030"} for i in range(count)]
+    shape = (40, 50)
+    arrays = {"labels": np.zeros(shape, np.uint8), "probabilities": np.zeros((count, *shape), np.float32)}
+    layers = [made(d) for d in segmentation_layers(arrays, classes, Source.of(world(shape)), by="x", axes="yx")]
+    assert len(layers) == count
+    assert not any(getattr(layer, "rgb", False) for layer in layers)
+    assert all(layer.data.shape == shape for layer in layers)
+
+
+def test_classes_have_their_colours_and_names() -> None:
+    colors = class_colors(CLASSES)
+    np.testing.assert_allclose(colors.map(1), np.array([0xE4, 0x57, 0x2E, 0xFF]) / 255, atol=1 / 255)
+    assert colors.map(0)[3] == 0
+    data = segmentation_layers({"labels": np.ones((4, 4), int)}, CLASSES, Source.of(world((4, 4))), by="x", axes="yx")
+    labels = made(data[0])
+    assert list(labels.features["class"]) == ["background", "vessel"]
+    assert "class: vessel" in str(labels.get_status(to_world(labels, (1, 1)), world=True)["coordinates"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "axes"),
+    [
+        ((4, 4), None, "yx"),
+        ((3, 4, 4), None, "zyx"),
+        ((3, 4, 4), ("t", "y", "x"), "tyx"),
+        ((3, 4, 4), ("Channel", "Y", "X"), "cyx"),
+        ((2, 3, 4, 4), None, "tzyx"),
+        ((3, 4, 4), ("a", "b", "c"), "zyx"),
+    ],
+)
+def test_axes_come_from_the_labels_or_from_the_number(shape: tuple[int, ...], labels: Any, axes: str) -> None:
+    assert axes_of(Image(np.zeros(shape), axis_labels=labels, rgb=False)) == axes
+
+
+def test_too_many_axes_are_refused_in_a_sentence() -> None:
+    with pytest.raises(ParameterError, match="'big' has 6 axes"):
+        axes_of(Image(np.zeros((1,) * 6), name="big"))
