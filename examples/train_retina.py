@@ -27,6 +27,12 @@ from rskd.train import distill, resume, train
 VALIDATION = ("25_training", "30_training", "35_training", "40_training")
 LICENCE = "LICENCE UNKNOWN: trained on DRIVE, whose licence is unconfirmed; for research and demonstration only"
 
+DESCRIPTION = {
+    "channels": ("red", "green", "blue"),
+    "classes": (BACKGROUND, ClassInfo(name="vessel", color="#35c9ff")),
+    "modality": "colour fundus photograph, field of view 45°",
+}
+
 
 def main(drive: Path, runs: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,7 @@ def main(drive: Path, runs: Path) -> None:
             model=str(description),
             data=data,
             run=runs / "teacher",
-            training=TrainOptions(epochs=40, steps_per_epoch=40, batch_size=8, learning_rate=2e-3),
+            training=TrainOptions(epochs=30, steps_per_epoch=40, batch_size=8, learning_rate=2e-3),
         )
     )
     student = finish(
@@ -56,21 +62,13 @@ def main(drive: Path, runs: Path) -> None:
             distillation=DistillOptions(),
         )
     )
-    ship(teacher, runs / "retina-teacher.safetensors", drive)
-    ship(student, runs / "retina-student.safetensors", drive)
+    ship(teacher, runs / "retina-teacher.safetensors", drive, "Retinal vessels, teacher")
+    ship(student, runs / "retina-student.safetensors", drive, "Retinal vessels, student")
 
 
 def teacher_spec() -> ModelSpec:
-    spec = fresh_spec("rskd-teacher", in_channels=3, classes=["vessel"])
-    return spec.model_copy(
-        update={
-            "name": "Retinal vessels (teacher)",
-            "channels": ("red", "green", "blue"),
-            "classes": (BACKGROUND, ClassInfo(name="vessel", color="#35c9ff")),
-            "frame": 584,
-            "modality": "colour fundus photograph, field of view 45°",
-        }
-    )
+    """Return the teacher's description; 584 pixels is the longer side of the training pictures."""
+    return fresh_spec("rskd-teacher", in_channels=3, classes=["vessel"]).model_copy(update={"frame": 584})
 
 
 def finish(job: TrainJob | DistillJob) -> Path:
@@ -100,9 +98,10 @@ def show(task: Task[Outcome]) -> Outcome:
                 bar.console.print(event.text)
 
 
-def ship(best: Path, target: Path, drive: Path) -> None:
+def ship(best: Path, target: Path, drive: Path, name: str) -> None:
     """Write the network in half precision, measure that file on the test images, and put the result on its card."""
     model, card = weights.load(best), weights.inspect(best).card
+    model.spec = model.spec.model_copy(update=DESCRIPTION | {"name": name})
     weights.save(target, model, card=card, half=True)
     test = DataOptions(
         images=drive / "test" / "images", masks=drive / "test" / "1st_manual", regions=drive / "test" / "mask"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rskd.errors import FileError, ParameterError
+from rskd.errors import FileError, ParameterError, ResourceError
 from rskd.events import Event, Step, from_json, to_json
 from rskd.jobs import JOB, DistillJob, TrainJob
 
@@ -37,17 +37,17 @@ class RunFolder:
         ------
         ParameterError
             If there is already something in it.
-        FileError
-            If it cannot be made.
+        FileError, ResourceError
+            If it cannot be made, or written to.
         """
         path = job.run
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(entry.name != "data" for entry in path.iterdir()):
                 raise ParameterError(f"{path} is not empty: choose a new folder, or go on with `rskd resume {path}`.")
-            write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
         except OSError as error:
             raise FileError(f"The run folder {path} cannot be made: {error}.") from error
+        write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
         return cls(path)
 
     @property
@@ -78,8 +78,11 @@ class RunFolder:
 
     def append(self, event: Event) -> None:
         """Add an event to the log."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(event)) + "\n")
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(to_json(event)) + "\n")
+        except OSError as error:
+            raise _full(self.log, error) from error
 
     def events(self) -> Iterator[Event]:
         """Yield the events so far; a last line that was cut off by a crash is left out."""
@@ -104,10 +107,26 @@ def _later(event: Event, step: int, epoch: int) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+    Raises
+    ------
+    ResourceError
+        If it cannot be written; what was there before is whole.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise _full(path, error) from error
+
+
+def _full(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{path} cannot be written ({error.strerror}): make room or choose another folder, then go on with "
+        "`rskd resume`; nothing that was written before is lost."
+    )

@@ -10,27 +10,31 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from rskd.cases import Case, find_cases, read_case, split_cases
+from rskd.cases import Case, find_cases, split_cases
 from rskd.compute import choose_device, use_threads
 from rskd.config import DistillOptions, ModelSpec
 from rskd.data import PatchSampler, Slice, load_slices
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError, ResourceError, RskdError
-from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
+from rskd.errors import DataError, FileError, ModelError, RskdError
+from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task, drain
+from rskd.io import read_scan
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.metrics import dice_per_class
 from rskd.models import weights
 from rskd.models.presets import PRESETS, fresh_spec, student_spec
 from rskd.models.segmenter import Segmenter
 from rskd.runs import RunFolder, write_atomically
-from rskd.segment import predict_plane
+from rskd.scan import Scan
+from rskd.segment import segment
 
+Array = NDArray[np.generic]
 TASK_ONLY = DistillOptions.model_validate({name: {"weight": 0} for name in ("logits", "ranking", "texture", "fusion")})
 
 
@@ -89,10 +93,9 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
     job = folder.job()
     threads, device = use_threads(job.compute), choose_device(job.compute)
     training, validation = split_cases(find_cases(job.data), job.data, job.training.seed)
-    teacher = weights.load(job.teacher).to(device) if isinstance(job, DistillJob) else None
     with torch.random.fork_rng():
         torch.manual_seed(job.training.seed)
-        student = _student(job, teacher, training[0])
+        student, teacher = _networks(job, training[0])
         objective = Objective(student, teacher, job.distillation if isinstance(job, DistillJob) else TASK_ONLY)
     yield Message(
         f"{len(training)} images to train on, {len(validation)} for validation; on {device} with {threads} threads."
@@ -101,21 +104,31 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
     held_out = yield from _load(validation, student.spec)
     if objective.options.task and not any((plane.target >= 0).any() for plane in planes):
         raise DataError("No training image has a mask: choose a folder of masks, or set the weight of the task to 0.")
+    if teacher is not None:
+        teacher.to(device)
     trainer = Trainer(folder, objective.to(device), planes, held_out)
     if folder.checkpoint.exists():
         trainer.restore()
         yield Message(f"Going on after step {trainer.step} of {trainer.steps}.")
+    folder.rewind(trainer.step, trainer.step // job.training.steps_per_epoch)
     return trainer
 
 
-def _student(job: TrainJob | DistillJob, teacher: Segmenter | None, case: Case) -> Segmenter:
-    """Return the network to train: from a weight file, from a description, or fresh by name."""
-    name = job.model if isinstance(job, TrainJob) else job.student
-    if name in PRESETS and teacher is not None:
-        return Segmenter(student_spec(name, teacher.spec))
-    if name in PRESETS:
-        return Segmenter(_spec_for(name, job, case))
+def _networks(job: TrainJob | DistillJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
+    """Return the network to train, and its teacher where it has one."""
+    if isinstance(job, TrainJob):
+        return _network(job.model, lambda: _fresh_spec(job, case)), None
+    teacher = weights.load(job.teacher)
+    student = _network(job.student, lambda: student_spec(job.student, teacher.spec))
+    _check_pair(student.spec, teacher.spec)
+    return student, teacher
+
+
+def _network(name: str, fresh: Callable[[], ModelSpec]) -> Segmenter:
+    """Return a network from a weight file, from a description, or fresh by name."""
     path = Path(name)
+    if name in PRESETS:
+        return Segmenter(fresh())
     if path.suffix == ".json":
         return Segmenter(weights.read_spec(path))
     if not path.exists():
@@ -123,11 +136,24 @@ def _student(job: TrainJob | DistillJob, teacher: Segmenter | None, case: Case) 
     return weights.load(path)
 
 
-def _spec_for(name: str, job: TrainJob | DistillJob, case: Case) -> ModelSpec:
-    classes = job.classes if isinstance(job, TrainJob) and job.classes else ("foreground",)
-    probe = fresh_spec(name, in_channels=1, classes=classes)
-    images, _, _ = read_case(Case(case.name, case.image, None, None), probe)
-    return fresh_spec(name, in_channels=images.shape[1], classes=classes)
+def _fresh_spec(job: TrainJob, case: Case) -> ModelSpec:
+    scan = read_scan(case.image)
+    channels = tuple(channel for channel in scan.channels if channel != "alpha")
+    count = len(channels) or scan.channel_count
+    spec = fresh_spec(job.model, in_channels=count, classes=job.classes or ("foreground",))
+    return spec.model_copy(update={"channels": channels})
+
+
+def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
+    for what, mine, theirs in (
+        ("classes", len(student.classes), len(teacher.classes)),
+        ("image channels", student.in_channels, teacher.in_channels),
+    ):
+        if mine != theirs:
+            raise ModelError(
+                f"The student {student.name} has {mine} {what}, its teacher {teacher.name} has {theirs}: "
+                "choose a pair made for the same task, or a fresh student by name."
+            )
 
 
 def _load(cases: Sequence[Case], spec: ModelSpec) -> Task[list[Slice]]:
@@ -205,7 +231,7 @@ class Trainer:
         values = {name: loss.item() for name, loss in losses.items()} | {"total": total.item()}
         _check_finite(values, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.job.training.clip)
         self.optimizer.step()
         self.step += 1
@@ -253,13 +279,12 @@ class Trainer:
 
     def _validate(self) -> Task[dict[str, float]]:
         """Return the Dice of every class but the background, mean over the held-out cases."""
-        student = self.objective.student.eval()
-        predictions: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        student = self.objective.student
+        predictions: dict[str, list[tuple[Array, Array]]] = {}
         for done, plane in enumerate(self.held_out, 1):
-            labels = predict_plane(student, plane.image).argmax(0)
-            predictions.setdefault(plane.case, []).append((labels, plane.target.numpy()))
+            found = drain(segment(student, Scan(plane.image.numpy(), "cyx")))
+            predictions.setdefault(plane.case, []).append((np.asarray(found.labels.data), plane.target.numpy()))
             yield from self._say(Progress(done, len(self.held_out), "validation images"))
-        student.train()
         scores = [self._case_dice(planes) for planes in predictions.values()]
         names = [info.name for info in student.spec.classes]
         return {
@@ -267,7 +292,7 @@ class Trainer:
             for name, column in zip(names[1:], np.transpose(scores)[1:] if scores else [], strict=False)
         }
 
-    def _case_dice(self, planes: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def _case_dice(self, planes: Sequence[tuple[Array, Array]]) -> Array:
         prediction, target = (np.concatenate([plane.ravel() for plane in side]) for side in zip(*planes, strict=True))
         classes = len(self.objective.student.spec.classes)
         return dice_per_class(prediction, np.maximum(target, 0), classes, region=target >= 0)
@@ -297,16 +322,10 @@ class Trainer:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        try:
-            write_atomically(self.folder.checkpoint, buffer.getvalue())
-        except OSError as error:
-            raise ResourceError(
-                f"The checkpoint cannot be written to {self.folder.path} ({error.strerror}): make room there and "
-                "resume the run; the last checkpoint is whole."
-            ) from error
+        write_atomically(self.folder.checkpoint, buffer.getvalue())
 
     def restore(self) -> None:
-        """Go back to the last checkpoint, and forget the events after it."""
+        """Go back to the last checkpoint."""
         try:
             state = torch.load(self.folder.checkpoint, map_location=self.device, weights_only=True)
             self.objective.load_state_dict(state["objective"])
@@ -314,7 +333,6 @@ class Trainer:
         except Exception as error:
             raise FileError(f"The checkpoint in {self.folder.path} does not fit its job: {error}.") from error
         self.step, self.best, self._sums = state["step"], state["best"], state["sums"]
-        self.folder.rewind(self.step, self.step // self.job.training.steps_per_epoch)
 
 
 def _check_finite(values: dict[str, float], step: int) -> None:

@@ -59,11 +59,12 @@ class Objective(nn.Module):
         if options.ranking.weight:
             self.terms["ranking"] = RankingTerm(options.ranking)
         if texture:
-            widths = [model.spec.stem_widths[texture_level(model)] for model in (student, teacher)]
-            self.terms["texture"] = TextureTerm(*widths, options.texture)
+            narrow, wide = (model.spec.stem_widths[texture_level(model)] for model in (student, teacher))
+            self.terms["texture"] = TextureTerm(narrow, wide, options.texture)
         if options.fusion.weight:
-            channels = [[model.encoder.num_features] * len(staged[0]) for model in (student, teacher)]
-            self.terms["fusion"] = FusionTerm(*channels, options.fusion)
+            narrow, wide = (model.encoder.num_features for model in (student, teacher))
+            stages = len(staged[0])
+            self.terms["fusion"] = FusionTerm([narrow] * stages, [wide] * stages, options.fusion)
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return every term, unweighted, for images (B, C, H, W) and targets (B, H, W; negative = no label)."""
