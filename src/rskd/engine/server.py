@@ -96,7 +96,7 @@ class Server:
             self._send(self._answer(message))
             shorten(2)
         if self._orphaned.is_set():
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._clean_up()
 
     def _answer(self, message: protocol.Line) -> protocol.Line:
         """Do the job and return the last word on it."""
@@ -159,13 +159,17 @@ class Server:
                 self._jobs.put(None)
 
     def _abort(self) -> None:
-        """End now, with everything that was started from here, and leave nothing behind."""
+        """End now, whatever the job is doing."""
+        self._clean_up()
+        os._exit(1)
+
+    def _clean_up(self) -> None:
+        """Leave no process that was started from here and no file behind; else the parent does that."""
         with suppress(psutil.Error):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     process.kill()
         shutil.rmtree(self._scratch, ignore_errors=True)
-        os._exit(1)
 
     def _send(self, message: protocol.Line) -> None:
         """Write one line; nobody listens when the parent is gone."""
