@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.progress import Progress as Bar
-from rskd.evaluate import evaluate
 
 from rskd.config import BACKGROUND, ClassInfo, DataOptions, DistillOptions, ModelSpec, SegmentOptions, TrainOptions
+from rskd.evaluate import evaluate
 from rskd.events import Epoch, Message, Step, Task
 from rskd.jobs import DistillJob, EvaluateJob, Outcome, ResumeJob, TrainJob
 from rskd.models import weights
