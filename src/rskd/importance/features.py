@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from rskd.errors import ModelError, ParameterError
 from rskd.importance.columns import exact, shares
 from rskd.importance.layout import Grid, grid_of
-from rskd.importance.sites import encoder_of, prefix_tokens, resolve_blocks
+from rskd.importance.sites import attention_sites, encoder_of, prefix_tokens, resolve_blocks
 
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Features of the patch tokens after a block or stage."""
+    """Features after a block or stage, and how the patch tokens lie in them."""
 
-    tokens: Tensor
-    """(B, N, C), row-major on the grid, without prefix tokens."""
+    output: Tensor
+    """What the module gave, a node of the graph of the model's output."""
     grid: Grid
     """Height and width of the map."""
     name: str
     """The module whose output they are."""
+    arrange: Callable[[Tensor], Tensor]
+    """From a tensor of the shape of `output` to tokens (B, N, C)."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B, N, C), row-major on the grid, without prefix tokens."""
+        return self.arrange(self.output)
 
 
 def feature_norm(tokens: Tensor) -> Tensor:
@@ -54,28 +61,42 @@ def attention_transfer(tokens: Tensor, *, power: float = 2.0) -> Tensor:
     return shares((exact(tokens).abs() ** power).mean(-1))
 
 
-def gradient_importance(tokens: Tensor, loss: Tensor) -> Tensor:
+def gradient_importance(features: TokenFeatures, loss: Tensor) -> Tensor:
     """Return Σ_c |x_jc · ∂loss/∂x_jc|, what the loss would change by if a token faded, summing to one over N.
 
     Parameters
     ----------
-    tokens
-        (B, N, C) of `observe_features`, part of the graph of `loss`.
+    features
+        Of `observe_features`, from the forward pass that gave `loss`.
     loss
-        A scalar computed in the same forward pass; its graph is kept.
+        A scalar; its graph is kept.
+
+    Returns
+    -------
+    Tensor
+        (B, N), without gradient.
 
     Raises
     ------
     ParameterError
-        The loss does not depend on the tokens, or gradients were switched off.
+        The loss does not depend on the features, or gradients were switched off.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[1.0], [2.0]]], requires_grad=True)
+    >>> gradient_importance(TokenFeatures(x, (1, 2), "x", lambda tokens: tokens), (x ** 2).sum())
+    tensor([[0.2000, 0.8000]])
     """
     try:
-        (grad,) = torch.autograd.grad(loss, tokens, retain_graph=True)
+        (grad,) = torch.autograd.grad(loss, features.output, retain_graph=True)
     except RuntimeError as error:
         raise ParameterError(
-            "the loss does not depend on these tokens: run the model inside `observe_features` with gradients enabled."
+            f"the loss does not depend on {features.name}: run the model inside `observe_features` with gradients on."
         ) from error
-    return shares(exact(tokens * grad).abs().sum(-1).detach())
+    scores = features.arrange(exact(features.output * grad)).abs().sum(-1).detach()
+    if not bool((scores.sum(-1) > 0).all()):
+        raise ParameterError(f"the loss does not depend on the tokens of {features.name}: choose an earlier block.")
+    return shares(scores)
 
 
 FEATURE_DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {"feature_norm": feature_norm, "at": attention_transfer}
@@ -85,20 +106,23 @@ FEATURE_DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {"feature_norm": fe
 def feature_stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the named stages of the encoder in the order of depth: every block of a plain transformer, or every stage.
 
+    They are those of timm's `feature_info`; where it names no modules, the `stages`, or the blocks that attend.
+
     Raises
     ------
     ModelError
-        The network is not a timm network, or does not name its stages.
+        None of these exists.
     """
     encoder = encoder_of(model)
     info: Any = getattr(encoder, "feature_info", None)
     records: Sequence[Any] = getattr(info, "info", info) or ()
-    names = [record["module"] for record in records if record.get("module")]
     modules = dict(encoder.named_modules())
-    stages = [(name, modules[name]) for name in names if name in modules]
-    if not stages:
+    names = [record["module"] for record in records if record.get("module") in modules]
+    names = names or [f"stages.{name}" for name, _ in modules.get("stages", nn.Module()).named_children()]
+    names = names or list(dict.fromkeys(site.name.rpartition(".")[0] for site in attention_sites(model)))
+    if not names:
         raise ModelError(f"{type(encoder).__name__} does not name its stages in `feature_info`: use a timm network.")
-    return stages
+    return [(name, modules[name]) for name in names]
 
 
 @contextmanager
@@ -127,24 +151,17 @@ def observe_features(model: nn.Module, blocks: Sequence[int] | None = None) -> I
     [(4, (2, 4, 96), (2, 2))]
     """
     stages = feature_stages(model)
-    for block in blocks or ():
-        if not -len(stages) <= block < len(stages):
-            raise ParameterError(
-                f"block {block} does not exist, the model has {len(stages)}: use 0 … {len(stages) - 1}."
-            )
-    wanted = range(len(stages)) if blocks is None else sorted({block % len(stages) for block in blocks})
+    wanted = resolve_blocks(blocks, len(stages))
     seen: dict[int, TokenFeatures] = {}
     image: list[Grid] = []
-    prefix = prefix_tokens(model)
-    channels_last = getattr(encoder_of(model), "output_fmt", "NCHW") == "NHWC"
 
     def see_image(module: nn.Module, args: tuple[Any, ...]) -> None:
         image[:] = [tuple(args[0].shape[-2:])]
 
     def see_output(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            features = out[0] if isinstance(out, tuple | list) else out
-            seen[index] = _tokens(features, stages[index][0], image, prefix, channels_last)
+            output = out[0] if isinstance(out, tuple | list) else out
+            seen[index] = _features(model, output, stages[index][0], image)
 
         return hook
 
@@ -157,14 +174,20 @@ def observe_features(model: nn.Module, blocks: Sequence[int] | None = None) -> I
         yield seen
 
 
-def _tokens(features: Tensor, name: str, image: list[Grid], prefix: int, channels_last: bool) -> TokenFeatures:
-    """Return (B, N, C) of what a block gave: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
-    if features.ndim == 4:
-        features = features if channels_last else features.permute(0, 2, 3, 1)
-        return TokenFeatures(features.flatten(1, 2), (features.shape[1], features.shape[2]), name)
-    if features.ndim == 3 and image:
-        for drop in {prefix, 0}:
-            grid = grid_of(features.shape[1] - drop, image[0])
-            if grid is not None:
-                return TokenFeatures(features[:, drop:], grid, name)
-    raise ModelError(f"{name} gives {tuple(features.shape)}, which is no map of tokens: choose another block.")
+def _features(model: nn.Module, output: Tensor, name: str, image: list[Grid]) -> TokenFeatures:
+    """Return what a block gave with the way to its tokens: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
+    encoder: Any = encoder_of(model)
+    if hasattr(encoder, "reroll"):  # Hiera keeps its tokens in the order of mask units
+        block = int(name.rpartition(".")[2])
+        height, width = encoder.reroll(output, block).shape[1:3]
+        return TokenFeatures(output, (height, width), name, lambda x: encoder.reroll(x, block).flatten(1, 2))
+    if output.ndim == 4 and getattr(encoder, "output_fmt", "NCHW") == "NHWC":
+        return TokenFeatures(output, (output.shape[1], output.shape[2]), name, lambda x: x.flatten(1, 2))
+    if output.ndim == 4:
+        return TokenFeatures(output, (output.shape[2], output.shape[3]), name, lambda x: x.flatten(2).mT)
+    prefix = prefix_tokens(model)
+    for drop in dict.fromkeys((prefix, 0)) if output.ndim == 3 and image else ():
+        grid = grid_of(output.shape[1] - drop, image[0])
+        if grid is not None:
+            return TokenFeatures(output, grid, name, lambda x, drop=drop: x[:, drop:])  # type: ignore[misc]
+    raise ModelError(f"{name} gives {tuple(output.shape)}, which is no map of tokens: choose another block.")

@@ -33,6 +33,7 @@ _REFUSED = {
     "cait.TalkingHeadAttn": "mixes its heads after the softmax, so no row of weights belongs to a token",
     "cait.ClassAttn": "asks with the class token only, after the patch tokens are finished",
     "xcit.ClassAttn": "asks with the class token only, after the patch tokens are finished",
+    "volo.ClassAttention": "asks with the class token only, after the patch tokens are finished",
     "diff_attention.DiffAttention": "subtracts two attentions, so its weights can be negative",
     "vision_transformer.DiffParallelScalingBlock": "subtracts two attentions, so its weights can be negative",
     "hiera.MaskUnitAttention": "keeps its tokens in the order of mask units",
@@ -183,8 +184,9 @@ def _whole(site: Site, call: Call) -> Layout:
     """All tokens of one map: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
     tokens: Tensor = call.inputs[0]
     if tokens.ndim == 4:
-        first = 2 if _projects_maps(site.module) else 1
-        return whole_map((tokens.shape[first], tokens.shape[first + 1]))
+        last, first = _channels_last_grid(tokens), (tokens.shape[2], tokens.shape[3])
+        grids = (first, last) if _projects_maps(site.module) else (last, first)
+        return whole_map(next((grid for grid in grids if grid[0] * grid[1] == call.keys), last))
     if tokens.shape[1] != call.keys:
         raise refuse(site, f"has {call.keys} keys for {tokens.shape[1]} tokens, whose place is not known")
     return _pooled(site, call)
