@@ -4,18 +4,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DISPLAYED := scripts/with-display
+VIRTUAL := scripts/virtual-display
+HEADLESS := $(if $(filter Linux,$(shell uname)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,yes))
 
 .PHONY: demo test slow check bench clean
 
 demo: $(READY)
-	$(DISPLAYED) $(BIN)/python -m napari_rskd.demo --output demo-output
+	$(if $(HEADLESS),@echo "There is no display: using a virtual one and writing to demo-output/")
+	$(if $(HEADLESS),$(VIRTUAL)) $(BIN)/python -m napari_rskd.demo $(if $(HEADLESS),--output demo-output)
 
 test: $(READY)
-	scripts/with-display --virtual $(BIN)/python -m pytest
+	$(VIRTUAL) $(BIN)/python -m pytest
 
 slow: $(READY)
-	scripts/with-display --virtual $(BIN)/python -m pytest -m slow
+	$(VIRTUAL) $(BIN)/python -m pytest -m slow
 
 check: $(READY)
 	$(BIN)/ruff check
@@ -31,6 +33,8 @@ clean:
 	rm -rf $(VENV) demo-output
 
 $(READY): pyproject.toml scripts/system-libraries
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: call make PYTHON=python3.12, for example." >&2; exit 1; }
 	scripts/system-libraries
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[all,test,dev]'
