@@ -35,10 +35,12 @@ def read(path: Path) -> Scan:
         header = _read_header(file)
         _check_size(path, header)
         file.seek(header.get_data_offset())
-        stored = _read_voxels(path, file, header)
-    stored, axes = _name_axes(path, stored)
+        voxels = _read_voxels(path, file, header)
+    axes, shape = _name_axes(path, header.get_data_shape())
+    if voxels.dtype.names:  # red, green, blue
+        voxels, axes, shape = voxels[..., None].view(np.uint8), axes + "c", (*shape, voxels.dtype.itemsize)
     affine, spacing, units = _geometry(path, header)
-    return Scan(stored.transpose(), axes[::-1], spacing=spacing, units=units, affine=affine)
+    return Scan(voxels.reshape(shape), axes, spacing=spacing, units=units, affine=affine)
 
 
 def write(path: Path, scan: Scan) -> None:
@@ -87,21 +89,18 @@ def _check_size(path: Path, header: Any) -> None:
 
 
 def _read_voxels(path: Path, file: IO[bytes], header: Any) -> NDArray[Any]:
-    """Return the voxels in storage order, in the machine's byte order, with the header's scaling applied."""
+    """Return the voxels as … z y x, in the machine's byte order, with the header's scaling applied."""
     dtype = header.get_data_dtype()
     if not (dtype.kind in "iuf" and dtype.itemsize <= 8) and dtype.names not in (tuple("RGB"), tuple("RGBA")):
         raise FileError(f"{path.name} holds {dtype} voxels, which are no intensities: save real numbers instead.")
-    reversed_ = np.empty(header.get_data_shape()[::-1], dtype)  # c t z y x, contiguous
-    _fill(path, file, reversed_.reshape(-1).view(np.uint8))
-    if dtype.names:  # colours become the last axis of what is stored
-        return np.moveaxis(reversed_[..., None].view(np.uint8).transpose(), 0, -1)
-    voxels = reversed_.astype(dtype.newbyteorder("="), copy=False).transpose()
+    voxels = np.empty(header.get_data_shape()[::-1], dtype)
+    _fill(path, file, voxels.reshape(-1).view(np.uint8))
     slope, intercept = header.get_slope_inter()
-    if slope is None or (slope, intercept) == (1, 0):
-        return voxels
+    if dtype.names or slope is None or (slope, intercept) == (1, 0):
+        return voxels.astype(dtype.newbyteorder("="), copy=False)
     scaled: NDArray[Any] = voxels.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
-    scaled *= slope
-    scaled += intercept
+    np.multiply(scaled, slope, out=scaled)
+    np.add(scaled, intercept, out=scaled)
     return scaled
 
 
@@ -114,18 +113,13 @@ def _fill(path: Path, file: IO[bytes], buffer: NDArray[np.uint8]) -> None:
         wanted[:] = np.frombuffer(chunk, np.uint8)
 
 
-def _name_axes(path: Path, stored: NDArray[Any]) -> tuple[NDArray[Any], str]:
-    """Drop the empty ones of the seven dimensions, keep x, y, z, and name them."""
-    shape = stored.shape + (1,) * (3 - stored.ndim)
-    kept = [*shape[:3], *(n for n in shape[3:] if n > 1)]
-    axes = _STORED[: len(kept)] if len(kept) < 5 or shape[3] > 1 else ""
-    if len(shape) > 4 and len(kept) == 4 and shape[3] == 1:
-        axes = "xyzc"
-    if not axes or len(kept) > 5:
-        raise FileError(
-            f"{path.name} has {len(kept)} dimensions {shape}, at most x, y, z, t and c can be read: split it."
-        )
-    return stored.reshape(kept), axes
+def _name_axes(path: Path, stored: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Return axes and shape, in the order of a `Scan`, without the dimensions of length one beyond z."""
+    sizes = dict(enumerate((*stored, 1, 1)[: max(3, len(stored))]))
+    kept = [place for place, size in sizes.items() if place < 3 or size > 1]
+    if kept[-1] >= len(_STORED):
+        raise FileError(f"{path.name} has the dimensions {stored}, at most x, y, z, t and c can be read: split it.")
+    return "".join(_STORED[place] for place in kept[::-1]), tuple(sizes[place] for place in kept[::-1])
 
 
 def _geometry(path: Path, header: Any) -> tuple[NDArray[np.float64] | None, tuple[float, ...] | None, str | None]:

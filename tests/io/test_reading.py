@@ -1,0 +1,166 @@
+import gzip
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from rskd.errors import FileError, ParameterError, RskdError
+from rskd.io import guess_axes, read_labels, read_scan
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+SECONDS = 10
+
+
+def write_samples(folder: Path) -> list[Path]:
+    """One small file per format and dialect, none of them by our own writers."""
+    image = Image.fromarray(PIXELS)
+    for name in ("a.png", "a.jpg", "a.bmp", "a.gif"):
+        image.save(folder / name)
+    image.quantize(16).save(folder / "palette.png")
+    image.save(folder / "lzw.tif", compression="tiff_lzw")
+    tifffile.imwrite(folder / "plain.tif", PIXELS[..., 0])
+    tifffile.imwrite(folder / "jpeg.tif", PIXELS, compression="jpeg", photometric="rgb", tile=(16, 16))
+    tifffile.imwrite(folder / "stack.ome.tif", np.moveaxis(PIXELS, -1, 0), metadata={"axes": "ZYX"})
+    tifffile.imwrite(folder / "ij.tif", np.moveaxis(PIXELS, -1, 0).copy(), imagej=True, metadata={"axes": "CYX"})
+    nibabel.save(nibabel.Nifti1Image(PIXELS, np.diag([1, 2, 3, 1])), folder / "a.nii")
+    nibabel.save(nibabel.Nifti2Image(PIXELS, np.diag([1, 2, 3, 1])), folder / "b.nii.gz")
+    np.save(folder / "a.npy", PIXELS)
+    return sorted(folder.iterdir())
+
+
+def damage(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut a file off, or flip bits in it: mostly near its beginning, where the headers are."""
+    if rng.random() < 0.3:
+        return content[: int(rng.integers(1, len(content)))]
+    damaged = bytearray(content)
+    for _ in range(int(rng.integers(1, 6))):
+        reach = len(damaged) if rng.random() < 0.4 else min(len(damaged), 400)
+        damaged[int(rng.integers(reach))] ^= 1 << int(rng.integers(8))
+    return bytes(damaged)
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise AssertionError(f"longer than {seconds} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def fuzz(folder: Path, *, count: int, seed: int) -> tuple[int, int]:
+    """Read damaged files; return how many could be read after all and how many were refused."""
+    rng = np.random.default_rng(seed)
+    contents = [path.read_bytes() for path in write_samples(folder)]
+    outcomes = [0, 0]
+    for number in range(count):
+        path = folder / f"damaged{number}"
+        path.write_bytes(damage(contents[number % len(contents)], rng))
+        for read in (read_scan, read_labels):
+            try:
+                with time_limit(SECONDS):
+                    read(path)
+                outcomes[0] += 1
+            except RskdError as error:
+                outcomes[1] += 1
+                message = str(error)
+                assert "\n" not in message
+                assert message.endswith(".")
+                assert path.name in message
+        path.unlink()
+    return outcomes[0], outcomes[1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the time limit of this test needs POSIX signals")
+def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path) -> None:
+    read, refused = fuzz(tmp_path, count=260, seed=1)
+    assert read > 50
+    assert refused > 150
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the time limit of this test needs POSIX signals")
+def test_two_thousand_damaged_files(tmp_path: Path) -> None:
+    read, refused = fuzz(tmp_path, count=2000, seed=2)
+    assert min(read, refused) > 500
+
+
+def test_the_name_does_not_decide(tmp_path: Path) -> None:
+    for path in write_samples(tmp_path):
+        expected = read_scan(path)
+        disguised = path.rename(tmp_path / f"{path.name}.scan")
+        again = read_scan(disguised)
+        assert (again.axes, again.spacing, again.source) == (expected.axes, expected.spacing, disguised)
+        np.testing.assert_array_equal(again.data, expected.data)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"hello, world", "unknown kind"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 300, "DICOM"),
+        (b"PK\x03\x04 a spreadsheet", "zip archive"),
+        (gzip.compress(b"text, packed"), "unknown kind"),
+        (b"\x89PNG\r\n\x1a\n and then nothing", "begins like a PNG file"),
+    ],
+)
+def test_other_files_are_refused_with_the_way_out(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "thing.dat").write_bytes(content)
+    with pytest.raises(FileError, match=words) as caught:
+        read_scan(tmp_path / "thing.dat")
+    assert str(caught.value).startswith("thing.dat ")
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"nowhere\.tif cannot be opened: No such file"):
+        read_scan(tmp_path / "nowhere.tif")
+    with pytest.raises(FileError, match="cannot be opened"):
+        read_scan(tmp_path)
+
+
+def test_axes_can_be_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 5, 6)))
+    assert read_scan(tmp_path / "a.npy").axes == "zyx"
+    assert read_scan(tmp_path / "a.npy", axes="cyx").axes == "cyx"
+    with pytest.raises(ParameterError, match=r"names 2 dimensions, a\.npy has 3"):
+        read_scan(tmp_path / "a.npy", axes="yx")
+
+
+def test_a_spacing_stays_with_its_axes(tmp_path: Path) -> None:
+    sizes = {"PhysicalSizeX": 1.0, "PhysicalSizeY": 2.0, "PhysicalSizeZ": 3.0}
+    tifffile.imwrite(tmp_path / "a.ome.tif", np.zeros((2, 5, 6), np.uint8), metadata={"axes": "ZYX", **sizes})
+    assert read_scan(tmp_path / "a.ome.tif").spacing == (3, 2, 1)
+    assert read_scan(tmp_path / "a.ome.tif", axes="tyx").spacing is None
+
+
+def test_objects_in_npy_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[print]], dtype=object), allow_pickle=True)
+    with pytest.raises(FileError, match="begins like a npy file"):
+        read_scan(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 2, 2, 2), (2, 2, 2, 2, 2, 3)])
+def test_shapes_that_are_no_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ParameterError, match="no image"):
+        guess_axes(shape)
+
+
+def test_importing_costs_no_library() -> None:
+    libraries = ["torch", "timm", "nibabel", "tifffile", "PIL", "imagecodecs", "skimage", "napari"]
+    code = f"import sys, rskd.io, rskd.cases, rskd.metrics; print([m for m in {libraries} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

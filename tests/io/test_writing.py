@@ -1,0 +1,77 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rskd.errors import DataError, FileError, ParameterError
+from rskd.io import read_scan, write_image, write_labels
+from rskd.io.files import replacing
+from rskd.scan import Scan
+
+SCAN = Scan(np.zeros((4, 6, 3), np.uint8), "yxc")
+SUFFIXES = [".tif", ".png", ".nii", ".nii.gz", ".npy"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("highest", "dtype"), [(1, "u1"), (255, "u1"), (256, "u2"), (65535, "u2")])
+def test_labels_are_as_small_as_they_can_be(tmp_path: Path, suffix: str, highest: int, dtype: str) -> None:
+    labels = np.arange(24).reshape(4, 6) % 2 * highest
+    write_labels(tmp_path / f"a{suffix}", labels, SCAN)
+    again = read_scan(tmp_path / f"a{suffix}")
+    assert again.data.dtype == dtype
+    np.testing.assert_array_equal(np.squeeze(again.data), labels)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES[1:])  # an OME-TIFF carries a fresh identifier
+def test_the_same_labels_make_the_same_file(tmp_path: Path, suffix: str) -> None:
+    labels = np.arange(24).reshape(4, 6)
+    for name in "ab":
+        write_labels(tmp_path / f"{name}{suffix}", labels, SCAN)
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros((6, 4), int), r"shape \(6, 4\), the image has \(4, 6\) over 'yx'"),
+        (np.full((4, 6), -1), "from -1 on"),
+        (np.full((4, 6), 0.5), "float64"),
+    ],
+)
+def test_what_are_no_labels_of_this_scan_is_refused(tmp_path: Path, labels: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        write_labels(tmp_path / "a.tif", labels, SCAN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"end the name in one of \.tif"):
+        write_image(tmp_path / "a.xyz", SCAN)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "old"
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(FileError, match=r"a\.txt cannot be written into .*: No space left on device"):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match="cannot be written"):
+        write_image(tmp_path / "file" / "a.tif", SCAN)
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    write_image(tmp_path / "new" / "folder" / "a.npy", SCAN)
+    assert read_scan(tmp_path / "new" / "folder" / "a.npy").axes == "yxc"
