@@ -1,0 +1,269 @@
+"""The command line: the same jobs with the same parameters as in the window, run in this process."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, Group, Parameter
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rskd.engine.failures import explain
+from rskd.engine.logs import new_log
+from rskd.errors import EngineError, FileError
+from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
+from rskd.jobs import (
+    JOB,
+    ContourletJob,
+    DistillJob,
+    EvaluateJob,
+    InspectJob,
+    Job,
+    Outcome,
+    RankJob,
+    ResumeJob,
+    SegmentJob,
+    TrainJob,
+)
+
+STOPPABLE = frozenset({"train", "distill", "resume"})
+"""Jobs that have something to keep when they are stopped early."""
+INTERRUPTED = 130
+_TITLES = {"data": "Data", "training": "Training", "distillation": "Distillation", "options": "Options"}
+_COMMANDS: dict[str, type[BaseModel]] = {
+    "train": TrainJob,
+    "distill": DistillJob,
+    "resume": ResumeJob,
+    "segment": SegmentJob,
+    "rank": RankJob,
+    "contourlet": ContourletJob,
+    "evaluate": EvaluateJob,
+    "inspect": InspectJob,
+}
+Debug = Annotated[
+    bool,
+    Parameter(name="--debug", negative="", help="Show where an error came from.", group=Group("Program", sort_key=9)),
+]
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    build_app()()
+
+
+def build_app() -> App:
+    """Return the command line: one command per kind of job, with a flag per field of the job."""
+    app = App(
+        name="rskd",
+        help="Knowledge distillation for medical image segmentation.",
+        help_format="plaintext",
+        version=_version,
+        default_parameter=Parameter(negative_iterable=()),
+    )
+    for name, job_type in _COMMANDS.items():
+        app.command(_command(job_type), name=name)
+    app.command(run_file, name="run")
+    app.command(doctor)
+    return app
+
+
+def run_file(job: Path, /, *, debug: Debug = False) -> None:
+    """Run a job that was saved as JSON, for example the job.json of a run folder.
+
+    Parameters
+    ----------
+    job
+        JSON file with the job.
+    """
+    with _sentences("", debug=debug):
+        try:
+            text = job.read_bytes()
+        except OSError as error:
+            raise FileError(f"{job} cannot be read: {error.strerror}.") from error
+        saved = JOB.validate_json(text)
+    _perform(saved, debug=debug)
+
+
+def doctor() -> None:
+    """Show versions, devices, networks and folders, and try whether everything works."""
+    from rskd.doctor import examine
+
+    healthy = True
+    for finding in examine():
+        healthy = healthy and finding.good
+        mark = "ok  " if finding.good else "FAIL"
+        print(f"{mark}  {finding.name:<22} {finding.text}", flush=True)
+    sys.exit(0 if healthy else 1)
+
+
+# ----------------------------------------------------------------------------------------------- jobs as command lines
+
+
+def _command(job_type: type[BaseModel]) -> Callable[..., None]:
+    """Return a command whose parameters are the fields of `job_type`; groups of fields lose their prefix."""
+
+    def command(*args: Any, debug: bool = False, **fields: Any) -> None:
+        given = dict(zip(positional, args, strict=False)) | fields
+        with _sentences(kind, debug=debug):
+            job = JOB.validate_python({"kind": kind, **given})
+        _perform(job, debug=debug)
+
+    kind = job_type.model_fields["kind"].default
+    parameters = [_parameter(name, field) for name, field in job_type.model_fields.items() if name != "kind"]
+    parameters.sort(key=lambda parameter: (parameter.kind, parameter.default is not inspect.Parameter.empty))
+    positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    parameters.append(
+        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug),
+    )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = job_type.__doc__
+    return command
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    annotation: Any = field.annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        group = Group(
+            _TITLES.get(name, name.capitalize()), sort_key=list(_TITLES).index(name) if name in _TITLES else 8
+        )
+        annotation = Annotated[annotation, Parameter(name="*", group=group)]
+        kind: Any = inspect.Parameter.KEYWORD_ONLY
+    else:
+        annotation = Annotated[annotation, *field.metadata, Parameter(help=field.description)]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+# -------------------------------------------------------------------------------------------------- running and showing
+
+
+def _perform(job: Job, *, debug: bool) -> None:
+    """Run a job with a progress bar and print what came out."""
+    with _sentences(job.kind, debug=debug):
+        from rskd.run import run
+
+        with _Screen() as screen, _interrupts(job.kind in STOPPABLE, screen.say) as stop_asked:
+            outcome = _drive(run(job), screen.show, stop_asked)
+        _report(job, outcome)
+
+
+def _drive(task: Task[Outcome], show: Callable[[Event], None], stop_asked: Callable[[], bool]) -> Outcome:
+    """Run a task to its end; it is closed if anything interrupts it."""
+    command: Command | None = None
+    try:
+        while True:
+            show(task.send(command))
+            command = Command.STOP if stop_asked() else None
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+    finally:
+        task.close()
+
+
+@contextmanager
+def _interrupts(stoppable: bool, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C ask for a clean stop where that keeps something; the next one aborts."""
+    asked: list[float] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if not stoppable or asked:
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+        say("Stopping after this step and keeping the best; press Ctrl-C again to abort.")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _sentences(kind: str, *, debug: bool) -> Iterator[None]:
+    """Turn every error into one sentence and exit status 1; the traceback goes to a log file."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Aborted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _fail(error, kind, debug=debug)
+
+
+def _fail(error: Exception, kind: str, *, debug: bool) -> NoReturn:
+    told = explain(error, kind=kind)
+    if debug:
+        traceback.print_exception(error)
+    message = f"Error: {told}"
+    if isinstance(told, EngineError) and not debug:
+        log = new_log("rskd")
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        message += f" Details are in {log}."
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+class _Screen:
+    """A progress bar on standard error, with a line above it for every epoch and message."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Bars(*columns, console=self._console, transient=True)
+        self._task = self._bars.add_task("Starting", total=None)
+
+    def __enter__(self) -> _Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """Show what happened."""
+        match event:
+            case Message(text=text, warning=warning):
+                self.say(f"Warning: {text}" if warning else text)
+            case Progress(done=done, total=total, what=what):
+                self._bars.update(self._task, completed=done, total=total, description=what.capitalize())
+            case Step(step=step, steps=steps, losses=losses):
+                total_loss = losses.get("total", float("nan"))
+                self._bars.update(self._task, completed=step, total=steps, description=f"Step, loss {total_loss:.4f}")
+            case Epoch():
+                best = ", the best so far" if event.best else ""
+                terms = "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
+                self.say(f"Epoch {event.epoch} of {event.epochs}: Dice {event.dice:.4f}{best}; {terms}")
+
+
+def _report(job: Job, outcome: Outcome) -> None:
+    """Print the facts as JSON on standard output, for people and for programs."""
+    print(json.dumps(outcome.value, indent=2))
+    if isinstance(job, SegmentJob | RankJob | ContourletJob) and job.output is None:
+        print("Nothing was written: name a place with --output.", file=sys.stderr)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("napari-rskd")

@@ -1,0 +1,129 @@
+"""An image as contourlet sub-bands that can be laid over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rskd.config import ContourletOptions
+from rskd.contourlet import Subband, contourlet, icontourlet, nonsubsampled_contourlet
+from rskd.errors import ParameterError
+from rskd.events import Progress, Task
+from rskd.io import write_image
+from rskd.jobs import Outcome
+from rskd.scan import Scan, move_axes
+
+Plane = NDArray[np.float64]
+
+
+def decompose(
+    scan: Scan, options: ContourletOptions, *, channel: int | None = None, output: Path | None = None
+) -> Task[Outcome]:
+    """Split a 2-D image into contourlet sub-bands, and measure how exactly they give it back.
+
+    Parameters
+    ----------
+    scan
+        One image, with or without channels.
+    options
+        Levels and filters.
+    channel
+        Channel, from 0; None = the mean of all but transparency.
+    output
+        Folder for one TIFF per array; None = none.
+
+    Yields
+    ------
+    Progress
+        After the transform, and after its inverse.
+
+    Returns
+    -------
+    Outcome
+        Arrays ``lowpass``, ``level{j}_band{k}`` (j from 1, the finest) and ``reconstruction``, float32. `value` is
+        ``{"bands": […], "reconstruction_error": largest absolute difference in intensity}``. A band has ``array``,
+        ``name``, ``level``, ``direction``, ``edge_angle``, ``scale`` and ``translate`` (pixels of the image per sample,
+        and pixel on which its sample [0, 0] stands, along y and x), and ``energy``, the sum of its squares. Samples
+        that stand outside of the image, in the extension of its border, are left out.
+
+    Raises
+    ------
+    ParameterError
+        If the image is not one plane, or too small for the levels.
+    """
+    plane = single_plane(scan, channel=channel)
+    transform = nonsubsampled_contourlet if options.nonsubsampled else contourlet
+    subbands = transform(
+        plane, options.levels, pyramid=options.pyramid, directional=options.directional, border=options.border
+    )
+    yield Progress(1, 2, "transforms")
+    back = icontourlet(subbands)
+    yield Progress(2, 2, "transforms")
+    bands, arrays = [], {}
+    for info, coefficients in zip(subbands.describe(), subbands.arrays(), strict=True):
+        band, shown = _lay_over(info, coefficients, plane.shape)
+        bands.append(band)
+        arrays[band["array"]] = shown
+    bands.sort(key=lambda band: -int(band["level"]))  # the lowpass, then coarse to fine
+    arrays["reconstruction"] = back.astype(np.float32)
+    if output is not None:
+        _write(output, scan, bands, arrays)
+    return Outcome({"bands": bands, "reconstruction_error": float(np.abs(back - plane).max())}, arrays)
+
+
+def single_plane(scan: Scan, *, channel: int | None = None) -> Plane:
+    """Return one channel, or the mean of all but transparency, of an image with a single plane.
+
+    Examples
+    --------
+    >>> single_plane(Scan(np.arange(12).reshape(2, 2, 3), "yxc")).tolist()
+    [[1.0, 4.0], [7.0, 10.0]]
+    """
+    planes = move_axes(scan.data, scan.axes, "tzcyx")  # T Z C H W
+    if planes.shape[:2] != (1, 1):
+        raise ParameterError(f"The image is a stack of {math.prod(planes.shape[:2])} planes: choose one of them.")
+    if not planes.size or planes.dtype.kind not in "biuf":
+        raise ParameterError(f"An image of shape {scan.data.shape} and type {planes.dtype} has no intensities.")
+    channels: Plane = planes[0, 0].astype(np.float64)
+    if not np.isfinite(channels).all():
+        raise ParameterError("The image contains values that are not finite (NaN or infinity): replace them first.")
+    if channel is None:
+        mean: Plane = channels[: -1 if scan.channels[-1:] == ("alpha",) else None].mean(0)
+        return mean
+    if not 0 <= channel < len(channels):
+        raise ParameterError(f"channel={channel} does not exist: the image has channels 0 to {len(channels) - 1}.")
+    chosen: Plane = channels[channel]
+    return chosen
+
+
+def _lay_over(info: Subband, coefficients: Plane, shape: tuple[int, ...]) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Return the facts about a band and its samples that stand on pixels of the image."""
+    first = [max(0, math.ceil(-start / step)) for start, step in zip(info.origin, info.decimation, strict=True)]
+    translate = [o + n * step for o, n, step in zip(info.origin, first, info.decimation, strict=True)]
+    count = [max(1, math.ceil((n - t) / s)) for n, t, s in zip(shape, translate, info.decimation, strict=True)]
+    shown = coefficients[first[0] : first[0] + count[0], first[1] : first[1] + count[1]].astype(np.float32)
+    array = "lowpass" if info.name == "lowpass" else f"level{info.level + 1}_band{info.direction or 0}"
+    facts = {key: value for key, value in asdict(info).items() if key in ("name", "direction", "edge_angle")}
+    return facts | {
+        "array": array,
+        "level": info.level + 1,
+        "scale": list(info.decimation),
+        "translate": translate,
+        "energy": float(np.square(shown, dtype=np.float64).sum()),
+    }, shown
+
+
+def _write(folder: Path, scan: Scan, bands: list[dict[str, Any]], arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write every array as a TIFF with the size of its pixels."""
+    scales = {band["array"]: band["scale"] for band in bands}
+    spacing = dict(zip(scan.spatial_axes, scan.spacing, strict=True)) if scan.spacing else None
+    for name, array in arrays.items():
+        scale = scales.get(name, (1, 1))
+        size = None if spacing is None else (spacing["y"] * scale[0], spacing["x"] * scale[1])
+        write_image(folder / f"{name}.tif", Scan(array, "yx", spacing=size, units=scan.units))
