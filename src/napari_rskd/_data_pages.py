@@ -34,16 +34,12 @@ class DataPages(QWidget):
         self.kind = NarrowBox()
         self.folders = FolderPage()
         self.layers = LayerPage(viewer)
-        self._pages: dict[str, Any] = {
-            "Generated examples": ExamplePage(),
-            "Folders on this computer": self.folders,
-            "Open layers": self.layers,
-        }
+        self._pages: list[Any] = [ExamplePage(), self.folders, self.layers]
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.kind)
-        for title, page in self._pages.items():
-            self.kind.addItem(title, page)
+        self.kind.addItems(["Generated examples", "Folders on this computer", "Open layers"])
+        for page in self._pages:
             column.addWidget(page)
         self.kind.currentIndexChanged.connect(self._show)
         self.folders.changed.connect(self.changed)
@@ -52,15 +48,15 @@ class DataPages(QWidget):
 
     def reason(self) -> str:
         """Return why there is nothing to learn from."""
-        return str(self.kind.currentData().reason())
+        return str(self._pages[self.kind.currentIndex()].reason())
 
     def collect(self) -> Collect:
         """Return what brings the data together."""
-        return self.kind.currentData().collect()  # type: ignore[no-any-return]
+        return self._pages[self.kind.currentIndex()].collect()  # type: ignore[no-any-return]
 
     def _show(self, index: int) -> None:
-        for page in self._pages.values():
-            page.setVisible(page is self.kind.itemData(index))
+        for number, page in enumerate(self._pages):
+            page.setVisible(number == index)
         self.changed.emit()
 
 
@@ -125,6 +121,7 @@ class LayerPage(QWidget):
         super().__init__()
         self._viewer = viewer
         self._rows: dict[Any, tuple[QCheckBox, NarrowBox]] = {}
+        self._decided: dict[Any, Any] = {}  # masks that were chosen by hand; the others are guessed anew
         self._column = QVBoxLayout(self)
         self._column.setContentsMargins(0, 0, 0, 0)
         self._column.addWidget(text("Tick the images to learn from, and choose the mask of each."))
@@ -133,15 +130,15 @@ class LayerPage(QWidget):
 
     def read_layers(self) -> None:
         """List the open layers; what was ticked and chosen stays so."""
-        before = {layer: (tick.isChecked(), box.currentData()) for layer, (tick, box) in self._rows.items()}
+        unticked = {layer for layer, (tick, _) in self._rows.items() if not tick.isChecked()}
         while self._column.count() > 1:
             self._column.takeAt(1).widget().deleteLater()
         self._rows.clear()
         masks = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
         for layer in self._viewer.layers:
             if isinstance(layer, Image):
-                ticked, mask = before.get(layer, (True, guess_mask(layer, masks)))
-                self._add_row(layer, masks, ticked=ticked, mask=mask)
+                mask = self._decided.get(layer, guess_mask(layer, masks))
+                self._add_row(layer, masks, ticked=layer not in unticked, mask=mask)
         self.changed.emit()
 
     def _add_row(self, layer: Any, masks: list[Any], *, ticked: bool, mask: Any) -> None:
@@ -153,6 +150,7 @@ class LayerPage(QWidget):
             box.addItem(candidate.name, candidate)
         box.setCurrentIndex(masks.index(mask) + 1 if mask in masks else 0)
         tick.toggled.connect(self.changed)
+        box.activated.connect(lambda _: self._decided.update({layer: box.currentData()}))
         row = QWidget()
         line = QHBoxLayout(row)
         line.setContentsMargins(0, 0, 0, 0)

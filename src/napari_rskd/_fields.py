@@ -23,7 +23,6 @@ class NarrowBox(QComboBox):
         super().__init__()
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(6)
-        self.setPlaceholderText("none")
         guard_wheel(self)
 
 
@@ -47,6 +46,7 @@ class LayerBox(NarrowBox):
         self._viewer = viewer
         self._type = layer_type
         self._nothing = nothing
+        self.setPlaceholderText("none is open")
         self.currentIndexChanged.connect(lambda _: self.changed.emit())
         watch_layers(viewer, self, self.reset_choices)
         self.reset_choices()
@@ -108,6 +108,7 @@ class ModelBox(NarrowBox):
     def __init__(self) -> None:
         super().__init__()
         self._last = -1
+        self.setPlaceholderText("none")
         self.activated.connect(self._activated)
 
     def offer(self, models: tuple[Model, ...], current: Model | None) -> None:

@@ -203,23 +203,30 @@ def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Gener
     """Yield the events of a job; raises nothing but `RskdError`."""
     engine: Engine | None = None
     try:
-        job, arrays = prepare()
         engine = Engine() if private else _SHARED.get()
+        engine.start()  # it imports torch while the data are prepared
+        job, arrays = prepare()
         return (yield from _converse(engine, orders, job, arrays))
     except JobCancelled:
         return None
-    except RskdError as error:
-        if engine is not None and engine.log_path is not None:
-            error.add_note(f"The log is in {engine.log_path}")
-        raise
-    except MemoryError as error:
-        raise ResourceError("This computer has not enough memory for it: close other images or programs.") from error
     except Exception as error:
-        _LOG.exception("a job failed")
-        raise EngineError(f"It failed unexpectedly: {type(error).__name__}: {error}") from error
+        told = _in_words(error)
+        if engine is not None and engine.log_path is not None:
+            told.add_note(f"The log is in {engine.log_path}")
+        raise told from (None if told is error else error)
     finally:
         if private and engine is not None:
             engine.stop()
+
+
+def _in_words(error: Exception) -> RskdError:
+    """Return the error as one that a user can read; never a `RuntimeError`."""
+    if isinstance(error, RskdError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError("This computer has not enough memory for it: close other images or programs.")
+    _LOG.error("a job failed", exc_info=error)
+    return EngineError(f"It failed unexpectedly: {type(error).__name__}: {error}")
 
 
 def _converse(

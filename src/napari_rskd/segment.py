@@ -26,6 +26,7 @@ class SegmentWidget(Panel):
         self.session = session_of(napari_viewer)
         self.image = LayerBox(napari_viewer, Image)
         self.network = NarrowBox()
+        self.network.setPlaceholderText("none is loaded")
         self.probabilities = QCheckBox("Also show the probability of each class")
         self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"])
         self._source: Source | None = None

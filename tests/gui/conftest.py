@@ -92,6 +92,12 @@ def viewer(make_napari_viewer: Any) -> Any:
 
 
 @pytest.fixture
-def open_panel(viewer: Any) -> Callable[[str], Any]:
+def open_panel(qtbot: Any, viewer: Any) -> Callable[[str], Any]:
     """Open a panel as the menu does; returns its widget."""
-    return lambda name: viewer.window.add_plugin_dock_widget("napari-rskd", name)[1]
+
+    def open_(name: str) -> Any:
+        _, panel = viewer.window.add_plugin_dock_widget("napari-rskd", name)
+        qtbot.waitUntil(panel.isVisible)
+        return panel
+
+    return open_

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points
-from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 
@@ -16,6 +16,7 @@ from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import Outcome
 
+SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
 SPEC = {"name": "toy", "encoder": "vit", "patch_size": 16, "image_size": 64, "in_channels": 1, "channels": []}
@@ -25,12 +26,14 @@ SEGMENTED = ({"classes": CLASSES, "seconds": 0.4, "device": "cpu"}, {"labels": n
 
 
 def click(qtbot: Any, button: Any) -> None:
-    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+    """Press a button in its middle, or a check box on its box."""
+    at = QPoint(8, button.height() // 2) if isinstance(button, QCheckBox) else QPoint()
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton, pos=at)
 
 
 def finish(qtbot: Any, panel: Any) -> None:
     """Wait until the panel's job is over."""
-    qtbot.waitUntil(lambda: panel.work is None, timeout=5000)
+    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
 
 
 @pytest.fixture
@@ -154,7 +157,7 @@ def test_closing_a_panel_cancels_its_job(qtbot, engine, viewer, open_panel, mode
     engine.will_run_until_stopped()
     panel = open_panel("Segment")
     click(qtbot, panel.button)
-    qtbot.waitUntil(lambda: bool(engine.made[0].jobs))
+    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs))
     work = panel.work
     with qtbot.waitSignal(work.ended):
         viewer.window.remove_dock_widget(panel)
@@ -168,7 +171,7 @@ def test_models_are_read_one_after_the_other(qtbot, engine, viewer, open_panel, 
     for role in ("teacher", "student"):
         panel.boxes[role].choose_file(tmp_path / f"{role}.safetensors")
     click(qtbot, panel.button)
-    qtbot.waitUntil(lambda: panel.work is None and len(engine.made[0].jobs) == 2, timeout=5000)
+    qtbot.waitUntil(lambda: panel.work is None and len(engine.made[0].jobs) == 2, timeout=SOON)
     session = session_of(viewer)
     assert session.teacher.path == tmp_path / "teacher.safetensors"
     assert session.student.path == tmp_path / "student.safetensors"
@@ -283,7 +286,7 @@ def test_distill_is_ready_with_generated_examples(qtbot, engine, cockpit, tmp_pa
     assert cockpit.button.isEnabled()
     click(qtbot, cockpit.button)
     assert cockpit.stop.isVisible()
-    qtbot.waitUntil(lambda: "left" in cockpit.status.text(), timeout=20_000)
+    qtbot.waitUntil(lambda: "left" in cockpit.status.text(), timeout=SOON)
     finish(qtbot, cockpit)
     ((job, _),) = engine.made[0].jobs
     assert job.teacher == Path("/models/a.safetensors")
@@ -310,7 +313,7 @@ def test_use_this_student(qtbot, engine, viewer, cockpit) -> None:
 def test_stop_and_keep_best(qtbot, engine, cockpit) -> None:
     engine.will_run_until_stopped({**DONE, "stopped": True, "epochs": 1})
     click(qtbot, cockpit.button)
-    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs), timeout=20_000)
+    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs), timeout=SOON)
     click(qtbot, cockpit.stop)
     assert "keeping the best" in cockpit.status.text()
     finish(qtbot, cockpit)
@@ -321,7 +324,7 @@ def test_stop_and_keep_best(qtbot, engine, cockpit) -> None:
 def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, open_panel, cockpit) -> None:
     engine.will(distilling)
     click(qtbot, cockpit.button)
-    qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", [])) > 2, timeout=20_000)
+    qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", [])) > 2, timeout=SOON)
     viewer.window.remove_dock_widget(cockpit)
     cockpit.deleteLater()
     qtbot.wait(50)
