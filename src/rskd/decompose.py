@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.config import ContourletOptions
-from rskd.contourlet import Subband, contourlet, icontourlet, nonsubsampled_contourlet
+from rskd.contourlet import Layout, Subband, contourlet, icontourlet, nonsubsampled_contourlet
 from rskd.errors import ParameterError
 from rskd.events import Progress, Task
 from rskd.io import write_image
@@ -67,7 +67,7 @@ def decompose(
     yield Progress(2, 2, "transforms")
     bands, arrays = [], {}
     for info, coefficients in zip(subbands.describe(), subbands.arrays(), strict=True):
-        band, shown = _lay_over(info, coefficients, plane.shape)
+        band, shown = _lay_over(info, coefficients, subbands.layout)
         bands.append(band)
         arrays[band["array"]] = shown
     bands.sort(key=lambda band: -int(band["level"]))  # the lowpass, then coarse to fine
@@ -102,12 +102,18 @@ def single_plane(scan: Scan, *, channel: int | None = None) -> Plane:
     return chosen
 
 
-def _lay_over(info: Subband, coefficients: Plane, shape: tuple[int, ...]) -> tuple[dict[str, Any], NDArray[np.float32]]:
+def _lay_over(info: Subband, coefficients: Plane, layout: Layout) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Return the facts about a band and its samples that stand on pixels of the image."""
-    first = [max(0, math.ceil(-start / step)) for start, step in zip(info.origin, info.decimation, strict=True)]
-    translate = [o + n * step for o, n, step in zip(info.origin, first, info.decimation, strict=True)]
-    count = [max(1, math.ceil((n - t) / s)) for n, t, s in zip(shape, translate, info.decimation, strict=True)]
-    shown = coefficients[first[0] : first[0] + count[0], first[1] : first[1] + count[1]].astype(np.float32)
+    translate: list[int] = []
+    for axis in (0, 1):
+        step, start = info.decimation[axis], info.origin[axis]
+        turns = (start + layout.before[axis]) // step  # the transform runs on a torus: its last samples come first
+        start -= turns * step
+        first = min(max(0, -(start // step)), info.shape[axis] - 1)  # of a tiny image, the sample next to it
+        translate.append(start + first * step)
+        count = max(1, math.ceil((layout.shape[axis] - translate[axis]) / step))
+        coefficients = np.roll(coefficients, turns, axis).take(range(first, first + count), axis)
+    shown = coefficients.astype(np.float32)
     array = "lowpass" if info.name == "lowpass" else f"level{info.level + 1}_band{info.direction or 0}"
     facts = {key: value for key, value in asdict(info).items() if key in ("name", "direction", "edge_angle")}
     return facts | {
