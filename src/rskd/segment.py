@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rskd.config import ModelSpec, SegmentOptions
-from rskd.errors import ParameterError, ResourceError
+from rskd.errors import ParameterError
 from rskd.events import Progress, Task
 from rskd.io.slices import Slices, frame_shape
 from rskd.models.normalise import normalise
 from rskd.scan import Scan
-from rskd.tiling import Span, blend, cut, spans
+from rskd.tiling import Tiling, predict_tiled
 
 if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone would take seconds
     from rskd.models.segmenter import Segmenter
@@ -81,74 +79,23 @@ def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -
     """
     planes = Slices(scan, model.spec)
     results = _Results(planes, model, probabilities=options.probabilities)
-    tiling = _lay(results.shape, model, options)
+    tile = _tile_side(options, model.spec)
+    tiling = Tiling.over(results.shape, tile=tile, overlap=options.overlap, device=_device(model))
     inputs = ((_prepare(plane, model, results.shape), results.canvas(index)) for index, plane in enumerate(planes))
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         tiles = stored = 0
-        for ran, finished in _predict(model, inputs, tiling, options.batch_size):
+        for ran, finished in predict_tiled(model, inputs, tiling, batch_size=options.batch_size):
             for logits in finished:
                 results.store(stored, logits)
                 stored += 1
             tiles += ran
             yield Progress(tiles, len(planes) * len(tiling.grid), "tiles")
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
     return results.in_world_of(scan)
-
-
-def predict_plane(model: Segmenter, image: Tensor, options: SegmentOptions = _DEFAULTS) -> NDArray[np.float32]:
-    """Return the blended logits of one plane that has been prepared already.
-
-    Parameters
-    ----------
-    model
-        The network, in evaluation mode.
-    image
-        Shape (C, H, W), normalised, of any size.
-    options
-        Tiles.
-
-    Returns
-    -------
-    ndarray
-        Shape (K, H, W).
-    """
-    device = _device(model)
-    canvas = torch.zeros(len(model.spec.classes), *image.shape[1:], device=device)
-    tiling = _lay((image.shape[1], image.shape[2]), model, options)
-    for _ in _predict(model, [(image.to(device), canvas)], tiling, options.batch_size):
-        pass
-    return canvas.cpu().numpy()
-
-
-@dataclass(frozen=True, slots=True)
-class _Tiling:
-    """The places of all tiles of a plane, row by row."""
-
-    tile: int
-    grid: tuple[tuple[Span, Span], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One tile of one plane."""
-
-    image: Tensor
-    """C H W: its plane."""
-    canvas: Tensor
-    """K H W: the map of its plane."""
-    row: Span
-    column: Span
-    last: bool
-    """Whether the plane is complete with it."""
-
-
-def _lay(shape: tuple[int, int], model: Segmenter, options: SegmentOptions) -> _Tiling:
-    tile = _tile_side(options, model.spec)
-    rows, columns = (spans(n, tile, overlap=options.overlap, device=_device(model)) for n in shape)
-    return _Tiling(tile, tuple((row, column) for row in rows for column in columns))
 
 
 def _prepare(plane: NDArray[np.generic], model: Segmenter, shape: tuple[int, int]) -> Tensor:
@@ -156,44 +103,6 @@ def _prepare(plane: NDArray[np.generic], model: Segmenter, shape: tuple[int, int
     if image.shape[1:] != shape:
         image = F.interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
     return image
-
-
-def _predict(
-    model: Segmenter, planes: Iterable[tuple[Tensor, Tensor]], tiling: _Tiling, batch_size: int
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Blend the logits of every image (C, H, W) into the zeros (K, H, W) that come with it.
-
-    A batch may hold tiles of several planes; only planes whose tiles are in work are asked for. Yields, after every
-    batch, the number of its tiles and the maps that became complete, in order.
-    """
-    pieces = (
-        _Piece(image, canvas, row, column, number == len(tiling.grid))
-        for image, canvas in planes
-        for number, (row, column) in enumerate(tiling.grid, 1)
-    )
-    room: Tensor | None = None  # one buffer for all batches: fresh memory for each would cost more than the blending
-    while batch := list(islice(pieces, batch_size)):
-        if room is None:
-            room = batch[0].image.new_empty(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
-        for piece, logits in zip(batch, _forward(model, batch, room[: len(batch)]), strict=True):
-            blend(piece.canvas, logits, piece.row, piece.column)
-        yield len(batch), [piece.canvas for piece in batch if piece.last]
-
-
-def _forward(model: Segmenter, batch: list[_Piece], images: Tensor) -> Tensor:
-    """Cut the pieces into `images` (B, C, tile, tile) and return their logits (B, K, tile, tile)."""
-    try:
-        with torch.inference_mode():
-            for piece, image in zip(batch, images, strict=True):
-                image.copy_(cut(piece.image, piece.row, piece.column, images.shape[-1]))
-            logits: Tensor = model(images)
-            return logits
-    except torch.OutOfMemoryError as error:
-        height, width = images.shape[-2:]
-        raise ResourceError(
-            f"{len(batch)} tiles of {height} x {width} pixels do not fit into the memory of the device: "
-            "use a smaller batch size, or the CPU."
-        ) from error
 
 
 def _device(model: Segmenter) -> torch.device:

@@ -8,10 +8,14 @@ a pixel add up to one, and blending is a single multiply-add into one map.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
+
+from rskd.errors import ResourceError
 
 _SIGMA = 0.125
 """Deviation of the Gaussian as a share of the tile: its border weighs 1/3000 of its middle."""
@@ -108,3 +112,103 @@ def blend(canvas: Tensor, tile: Tensor, row: Span, column: Span) -> None:
     """
     weights = torch.outer(row.weights, column.weights)
     canvas[:, row.inside, column.inside].addcmul_(tile[:, row.covered, column.covered], weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """The places of all tiles of a plane, row by row."""
+
+    tile: int
+    """Side of a tile in pixels."""
+    grid: tuple[tuple[Span, Span], ...]
+    """Row and column of every tile."""
+
+    @classmethod
+    def over(cls, shape: tuple[int, int], *, tile: int, overlap: float, device: torch.device | str = "cpu") -> Tiling:
+        """Cover a plane of `shape` (H, W); parameters as for `spans`.
+
+        Examples
+        --------
+        >>> len(Tiling.over((100, 32), tile=32, overlap=0.25).grid)
+        4
+        """
+        rows, columns = (spans(n, tile, overlap=overlap, device=device) for n in shape)
+        return cls(tile, tuple((row, column) for row in rows for column in columns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One tile of one plane."""
+
+    image: Tensor
+    """C H W: its plane."""
+    canvas: Tensor
+    """K H W: the map of its plane."""
+    row: Span
+    column: Span
+    last: bool
+    """Whether the plane is complete with it."""
+
+
+def predict_tiled(
+    network: Callable[[Tensor], Tensor], planes: Iterable[tuple[Tensor, Tensor]], tiling: Tiling, *, batch_size: int
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Run a network over the tiles of planes and blend its outputs.
+
+    Parameters
+    ----------
+    network
+        Maps images (B, C, tile, tile) to outputs (B, K, tile, tile).
+    planes
+        Pairs of an image (C, H, W) and zeros (K, H, W) to blend into, in place; all on the network's device. Only the
+        planes whose tiles are in work are asked for; a batch may hold tiles of several.
+    tiling
+        Over the shape (H, W) that all planes share.
+    batch_size
+        Tiles run together.
+
+    Yields
+    ------
+    tuple of int and list of Tensor
+        After every batch: how many tiles it had, and the maps that became complete, in order.
+
+    Raises
+    ------
+    ResourceError
+        If the memory of the device does not suffice.
+
+    Examples
+    --------
+    >>> image, canvas = torch.rand(1, 50, 30), torch.zeros(1, 50, 30)
+    >>> tiling = Tiling.over((50, 30), tile=16, overlap=0.25)
+    >>> ran = [count for count, _ in predict_tiled(lambda images: images, [(image, canvas)], tiling, batch_size=8)]
+    >>> ran, torch.allclose(image, canvas)
+    ([8, 4], True)
+    """
+    pieces = (
+        _Piece(image, canvas, row, column, number == len(tiling.grid))
+        for image, canvas in planes
+        for number, (row, column) in enumerate(tiling.grid, 1)
+    )
+    room: Tensor | None = None  # one buffer for all batches: fresh memory for each would cost more than the blending
+    while batch := list(islice(pieces, batch_size)):
+        if room is None:
+            room = batch[0].image.new_empty(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
+        for piece, output in zip(batch, _run(network, batch, room[: len(batch)]), strict=True):
+            blend(piece.canvas, output, piece.row, piece.column)
+        yield len(batch), [piece.canvas for piece in batch if piece.last]
+
+
+def _run(network: Callable[[Tensor], Tensor], batch: list[_Piece], images: Tensor) -> Tensor:
+    """Cut the pieces into `images` (B, C, tile, tile) and return what the network makes of them."""
+    try:
+        with torch.inference_mode():
+            for piece, image in zip(batch, images, strict=True):
+                image.copy_(cut(piece.image, piece.row, piece.column, images.shape[-1]))
+            return network(images)
+    except torch.OutOfMemoryError as error:
+        height, width = images.shape[-2:]
+        raise ResourceError(
+            f"{len(batch)} tiles of {height} x {width} pixels do not fit into the memory of the device: "
+            "use a smaller batch size, or the CPU."
+        ) from error
