@@ -8,19 +8,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel
+from pydantic import ValidationError as PydanticError
 from pydantic.fields import FieldInfo
 
 from rskd.engine.failures import explain
 from rskd.engine.logs import new_log
-from rskd.errors import EngineError, FileError
+from rskd.errors import EngineError, FileError, ParameterError
 from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
 from rskd.jobs import (
     JOB,
@@ -39,6 +40,8 @@ from rskd.jobs import (
 STOPPABLE = frozenset({"train", "distill", "resume"})
 """Jobs that have something to keep when they are stopped early."""
 INTERRUPTED = 130
+_INPUTS = frozenset({"model", "teacher", "student", "image", "run"})
+"""Fields that need no flag: they may be given in order."""
 _TITLES = {"data": "Data", "training": "Training", "distillation": "Distillation", "options": "Options"}
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainJob,
@@ -56,9 +59,19 @@ Debug = Annotated[
 ]
 
 
-def main() -> None:
-    """Run the command line of this process."""
-    build_app()()
+def main(line: str | Sequence[str] | None = None) -> None:
+    """Run a command line, and exit with 0, 1 after an error, or 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    line
+        What follows the name of the program; None = the command line of this process.
+    """
+    try:
+        build_app()(line, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        wrong = error.__cause__ if isinstance(error.__cause__, PydanticError) else ParameterError(str(error))
+        _fail(wrong, "", debug=False)
 
 
 def build_app() -> App:
@@ -68,7 +81,7 @@ def build_app() -> App:
         help="Knowledge distillation for medical image segmentation.",
         help_format="plaintext",
         version=_version,
-        default_parameter=Parameter(negative_iterable=()),
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     )
     for name, job_type in _COMMANDS.items():
         app.command(_command(job_type), name=name)
@@ -141,7 +154,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         kind: Any = inspect.Parameter.KEYWORD_ONLY
     else:
         annotation = Annotated[annotation, *field.metadata, Parameter(help=field.description)]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in _INPUTS else inspect.Parameter.KEYWORD_ONLY
     default = inspect.Parameter.empty if field.is_required() else field.default
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
