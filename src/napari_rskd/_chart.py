@@ -19,7 +19,7 @@ from rskd.events import Epoch, Event, Step
 MILLISECONDS = 500  # between two drawings
 HEIGHT = 260
 POINTS = 400  # drawn per curve at most; more cannot be told apart
-STYLES = ("-", "--", "-.", ":")
+Points = list[tuple[int, float]]
 
 
 def warm_up() -> None:
@@ -42,11 +42,11 @@ class Chart(QWidget):
     def __init__(self, viewer: Any) -> None:
         super().__init__()
         self._viewer = viewer
-        self.losses: dict[str, list[tuple[int, float]]] = {}
-        self.dice: list[tuple[int, float]] = []
+        self.losses: dict[str, Points] = {}
+        self.dice: Points = []
         self.best: tuple[int, float] | None = None
         self._step = 0
-        self._canvas: Any = None
+        self._plot: _Plot | None = None
         self._dirty = False
         self._timer = QTimer(self, interval=MILLISECONDS)
         self._timer.timeout.connect(self._draw_if_needed)
@@ -90,7 +90,7 @@ class Chart(QWidget):
 
     def _mark(self) -> None:
         self._dirty = True
-        if not self._timer.isActive() and self._canvas is not None:
+        if not self._timer.isActive() and self._plot is not None:
             self._draw_if_needed()
 
     def _draw_if_needed(self) -> None:
@@ -99,46 +99,69 @@ class Chart(QWidget):
             self._draw()
 
     def _draw(self) -> None:
-        if self._canvas is None:
-            from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
-            from matplotlib.figure import Figure
-
-            self._canvas = FigureCanvasQTAgg(Figure(layout="constrained"))  # type: ignore[no-untyped-call]
-            self.layout().addWidget(self._canvas)
-        figure = self._canvas.figure
-        figure.clear()
-        text, ground = (_theme.color(self._viewer, name) for name in ("text", "background"))
-        figure.set_facecolor(ground)
-        loss_axes, dice_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        self._draw_losses(loss_axes)
-        self._draw_dice(dice_axes, text)
-        for axes in (loss_axes, dice_axes):
-            _paint(axes, text, ground)
-        self._canvas.draw_idle()
-
-    def _draw_losses(self, axes: Any) -> None:
-        for index, (term, points) in enumerate(self.losses.items()):
-            steps, values = np.array(thin(points)).T
-            style = STYLES[index // 10 % len(STYLES)] if term != "total" else "-"
-            axes.plot(steps, values, style, label=term, linewidth=2 if term == "total" else 1)
-        axes.set_yscale("log")
-        axes.set_ylabel("loss")
-        axes.legend(fontsize=6, ncols=2, frameon=False, labelcolor="linecolor", loc="upper right")
-
-    def _draw_dice(self, axes: Any, text: str) -> None:
-        if self.dice:
-            steps, values = np.array(self.dice).T
-            axes.plot(steps, values, ".-", color=text, linewidth=1)
-        if self.best is not None:
-            axes.plot(*self.best, "*", color=text, markersize=9)
-            axes.annotate(f"best {self.best[1]:.3f}", self.best, xytext=(-4, -12), textcoords="offset points",
-                          fontsize=7, color=text, ha="right")  # fmt: skip
-        axes.set_ylim(0, 1)
-        axes.set_ylabel("Dice")
-        axes.set_xlabel("step")
+        if self._plot is None:
+            self._plot = _Plot()
+            self.layout().addWidget(self._plot.canvas)
+        self._plot.paint(*(_theme.color(self._viewer, name) for name in ("text", "background")))
+        self._plot.show(self.losses, self.dice, self.best)
 
 
-def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+class _Plot:
+    """Two axes over each other; lines are kept and only moved, which is what makes a drawing cheap."""
+
+    def __init__(self) -> None:
+        from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
+
+        self._figure = Figure()
+        self.canvas = FigureCanvasQTAgg(self._figure)  # type: ignore[no-untyped-call]
+        self._loss, self._dice = self._figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        self._figure.subplots_adjust(left=0.17, right=0.98, top=0.98, bottom=0.14, hspace=0.12)
+        self._loss.set_yscale("log")
+        self._loss.yaxis.set_minor_locator(NullLocator())
+        self._loss.set_ylabel("loss", fontsize=8)
+        self._dice.set_ylim(0, 1.05)
+        self._dice.set_ylabel("Dice", fontsize=8)
+        self._dice.set_xlabel("step", fontsize=8, labelpad=0)
+        self._lines: dict[str, Any] = {}
+        (self._curve,) = self._dice.plot([], [], ".-", linewidth=1)
+        (self._star,) = self._dice.plot([], [], "*", markersize=9)
+        self._words = self._dice.text(0.98, 0.08, "", fontsize=8, ha="right", transform=self._dice.transAxes)
+
+    def paint(self, text: str, ground: str) -> None:
+        """Take on the colours of the theme."""
+        self._figure.set_facecolor(ground)
+        for axes in (self._loss, self._dice):
+            axes.set_facecolor(ground)
+            axes.tick_params(which="both", colors=text, labelsize=7)
+            axes.xaxis.label.set_color(text)
+            axes.yaxis.label.set_color(text)
+            for name, spine in axes.spines.items():
+                spine.set_color(text)
+                spine.set_visible(name in ("left", "bottom"))
+        self._loss.tick_params(labelbottom=False)
+        for artist in (self._curve, self._star, self._words):
+            artist.set_color(text)
+
+    def show(self, losses: Mapping[str, Points], dice: Points, best: tuple[int, float] | None) -> None:
+        """Move the lines to these points."""
+        new = losses.keys() - self._lines.keys()
+        for term in (term for term in losses if term in new):
+            (self._lines[term],) = self._loss.plot([], [], label=term, linewidth=2 if term == "total" else 1)
+        for term, line in self._lines.items():
+            line.set_data(*np.array(thin(losses.get(term, []))).reshape(-1, 2).T)
+        if new:
+            self._loss.legend(fontsize=6, ncols=2, frameon=False, labelcolor="linecolor", loc="upper right")
+        self._curve.set_data(*np.array(dice).reshape(-1, 2).T)
+        self._star.set_data(*np.array([] if best is None else [best]).reshape(-1, 2).T)
+        self._words.set_text("" if best is None else f"best {best[1]:.3f}")
+        self._loss.relim()
+        self._loss.autoscale_view()
+        self.canvas.draw_idle()  # type: ignore[no-untyped-call]
+
+
+def thin(points: Points) -> Points:
     """Return at most `POINTS` of the points, evenly taken, the last among them.
 
     Examples
@@ -148,14 +171,3 @@ def thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """
     stride = -(-len(points) // POINTS)
     return points[::-1][:: max(1, stride)][::-1]
-
-
-def _paint(axes: Any, text: str, ground: str) -> None:
-    axes.set_facecolor(ground)
-    axes.tick_params(colors=text, labelsize=7)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(text)
-        label.set_fontsize(8)
-    for name, spine in axes.spines.items():
-        spine.set_color(text)
-        spine.set_visible(name in ("left", "bottom"))

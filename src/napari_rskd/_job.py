@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,13 +26,15 @@ from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
 from rskd.engine.client import Engine, JobCancelled
-from rskd.errors import EngineError, ResourceError, RskdError
+from rskd.engine.failures import explain
+from rskd.errors import EngineError, RskdError
 from rskd.events import Command, Event, Progress, Step
 from rskd.jobs import Job, Outcome
 
 Order = tuple[Job, Mapping[str, NDArray[np.generic]]]
 """A job and the arrays that go with it."""
 
+BAR_EVERY = 0.2  # seconds
 _LOG = logging.getLogger("napari_rskd")
 
 
@@ -113,6 +116,7 @@ class Work(QObject):
         self._prepare = prepare
         self._private = private
         self._bar: progress | None = None
+        self._drawn = 0.0
 
     @property
     def stopping(self) -> bool:
@@ -150,13 +154,19 @@ class Work(QObject):
 
     def _happened(self, event: Event) -> None:
         self.history.append(event)
-        share = _share_done(event)
-        if share is not None and self._bar is not None:
-            done, total = share
-            if self._bar.total != total:
-                self._bar.total = total
-            self._bar.update(done - self._bar.n)
         self.happened.emit(event)
+        share, now = _share_done(event), time.monotonic()
+        if share is not None and now - self._drawn >= BAR_EVERY:
+            self._drawn = now
+            self._move_bar(*share)
+
+    def _move_bar(self, done: int, total: int) -> None:
+        """Move the bar in the activity dock: last, and not often, for napari handles other events meanwhile."""
+        if self._bar is None:
+            return
+        if self._bar.total != total:
+            self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
     def _returned(self, outcome: Outcome | None) -> None:
         self.outcome = outcome
@@ -220,13 +230,11 @@ def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Gener
 
 
 def _in_words(error: Exception) -> RskdError:
-    """Return the error as one that a user can read; never a `RuntimeError`."""
-    if isinstance(error, RskdError):
-        return error
-    if isinstance(error, MemoryError):
-        return ResourceError("This computer has not enough memory for it: close other images or programs.")
-    _LOG.error("a job failed", exc_info=error)
-    return EngineError(f"It failed unexpectedly: {type(error).__name__}: {error}")
+    """Return the error as one that a user can read, never a `RuntimeError`; what was not foreseen is logged."""
+    told = explain(error)
+    if told is not error:
+        _LOG.error("a job failed", exc_info=error)
+    return told
 
 
 def _converse(

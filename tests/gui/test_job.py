@@ -48,10 +48,10 @@ def test_events_and_outcome_arrive_in_the_thread_of_the_window(qtbot, engine) ->
     ("raised", "kind", "sentence"),
     [
         (DataError("There is no mask for 07.png."), DataError, "There is no mask for 07.png."),
-        (RuntimeError("shape mismatch"), EngineError, "It failed unexpectedly: RuntimeError: shape mismatch"),
-        (OutOfMemoryError("CUDA out of memory"), EngineError, "OutOfMemoryError: CUDA out of memory"),
-        (MemoryError(), ResourceError, "This computer has not enough memory for it"),
-        (KeyError("labels"), EngineError, "KeyError: 'labels'"),
+        (RuntimeError("shape mismatch"), EngineError, "RuntimeError while working: shape mismatch."),
+        (OutOfMemoryError("CUDA out of memory"), ResourceError, "The GPU ran out of memory while working"),
+        (MemoryError(), ResourceError, "The computer ran out of memory while working"),
+        (KeyError("labels"), EngineError, "KeyError while working: 'labels'."),
     ],
 )
 def test_every_error_arrives_as_a_sentence_and_the_job_ends(qtbot, engine, raised, kind, sentence) -> None:
