@@ -241,8 +241,8 @@ class LargeTensors(TorchDispatchMode):
 
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_memory_is_the_image_and_one_map(probabilities: bool) -> None:
-    size = 256
+    size = 512
     options = SegmentOptions(batch_size=1, probabilities=probabilities)
-    with LargeTensors(size * size * 2) as large:  # a quarter of the map; the labels are an eighth
+    with LargeTensors(size * size * 4) as large:  # half of the map
         drain(segment(Identity(2), Scan(noise(2, size, size), "cyx"), options))
     assert len(large.found) == 2
