@@ -11,8 +11,10 @@ True
 """
 
 from rskd.contourlet.banks import noise_gains
+from rskd.contourlet.denoising import denoise
 from rskd.contourlet.extension import max_levels
 from rskd.contourlet.filters import DIRECTIONAL_FILTERS, PYRAMID_FILTERS
+from rskd.contourlet.stages import directional_bank, idirectional_bank, laplacian_pyramid
 from rskd.contourlet.subbands import Layout, Subband, Subbands
 from rskd.contourlet.transform import (
     contourlet,
@@ -28,8 +30,12 @@ __all__ = [
     "Subband",
     "Subbands",
     "contourlet",
+    "denoise",
+    "directional_bank",
     "icontourlet",
+    "idirectional_bank",
     "inonsubsampled_contourlet",
+    "laplacian_pyramid",
     "max_levels",
     "noise_gains",
     "nonsubsampled_contourlet",

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,43 +43,32 @@ class Operator:
     shape: tuple[int, int]
     matrix: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix and of its adjoint, which is made when it is needed."""
+        return 2 * self.matrix.nbytes
+
     @cached_property
     def adjoint_matrix(self) -> Tensor:
         """(a·b) × K × H/a × (W/b)//2+1."""
         return self.matrix.transpose(0, 1).conj().resolve_conj().contiguous()
 
 
-@dataclass(frozen=True)
-class Bank:
-    """A bank and its dual, each as a few operators; the channels of all operators in order are the sub-bands."""
-
-    analysis: tuple[Operator, ...]
-    dual: tuple[Operator, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrices, the adjoint ones included."""
-        return 2 * sum(op.matrix.nbytes for op in (*self.analysis, *self.dual))
+Operators = tuple[Operator, ...]
 
 
-def build_bank(channels: Sequence[Channel], *, dtype: torch.dtype, device: torch.device) -> Bank:
-    """Put channels into matrix form; neighbours with the same decimation share an operator."""
-    groups: list[list[Channel]] = []
-    for channel in channels:
-        if groups and groups[-1][0].decimation == channel.decimation:
-            groups[-1].append(channel)
-        else:
-            groups.append([channel])
+def build_operators(channels: Sequence[Channel], *, side: str, dtype: torch.dtype, device: torch.device) -> Operators:
+    """Put one side (`analysis` or `dual`) of a bank into matrix form; neighbours with the same decimation share one.
 
-    def operator(group: list[Channel], side: str) -> Operator:
-        rows = [_polyphase(getattr(channel, side), channel) for channel in group]
+    The channels of all operators in order are the sub-bands.
+    """
+    operators = []
+    for decimation, group in groupby(channels, key=lambda channel: channel.decimation):
+        members = list(group)
+        rows = [_polyphase(getattr(channel, side), channel) for channel in members]
         matrix = torch.from_numpy(np.stack(rows)).to(device, dtype.to_complex())
-        return Operator(group[0].decimation, group[0].analysis.shape, matrix)
-
-    return Bank(
-        tuple(operator(group, "analysis") for group in groups),
-        tuple(operator(group, "dual") for group in groups),
-    )
+        operators.append(Operator(decimation, members[0].analysis.shape, matrix))
+    return tuple(operators)
 
 
 def _polyphase(response: Taps, channel: Channel) -> np.ndarray:
@@ -114,52 +105,74 @@ def _adjoint(bands: Tensor, op: Operator) -> Tensor:
 
 
 class _Analysis(torch.autograd.Function):
-    """The bank as one linear node: nothing is saved, and its backward is the other one's forward."""
+    """All operators as one linear node: nothing is saved, and its backward is the other one's forward."""
 
     @staticmethod
-    def forward(x: Tensor, operators: tuple[Operator, ...]) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
         return tuple(_analyse(x, op) for op in operators)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: object) -> None:
-        ctx.operators = inputs[1]  # type: ignore[attr-defined]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+        ctx.operators = inputs[1]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Adjoint.apply(ctx.operators, *grads), None  # type: ignore[attr-defined]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Adjoint.apply(ctx.operators, *grads), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = _Analysis.apply(tangent, ctx.operators)
+        return outputs
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, operators: Operators) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        outputs = _Analysis.apply(x.movedim(in_dims[0], 0).flatten(0, 1), operators)
+        return tuple(y.unflatten(0, (info.batch_size, -1)) for y in outputs), (0,) * len(outputs)
 
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(operators: tuple[Operator, ...], *bands: Tensor) -> Tensor:
-        terms = [_adjoint(band, op) for band, op in zip(bands, operators, strict=True)]
-        total = terms[0]
-        for term in terms[1:]:
+    def forward(operators: Operators, *stacks: Tensor) -> Tensor:
+        total, *terms = (_adjoint(stack, op) for stack, op in zip(stacks, operators, strict=True))
+        for term in terms:
             total += term
         return total
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: object) -> None:
-        ctx.operators = inputs[0]  # type: ignore[attr-defined]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
+        ctx.operators = inputs[0]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_Analysis.apply(grad, ctx.operators)  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Analysis.apply(grad, ctx.operators)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor) -> Tensor:
+        output: Tensor = _Adjoint.apply(ctx.operators, *tangents)
+        return output
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, operators: Operators, *stacks: Tensor) -> tuple[Tensor, int]:
+        moved = [
+            stack.expand(info.batch_size, *stack.shape) if dim is None else stack.movedim(dim, 0)
+            for stack, dim in zip(stacks, in_dims[1:], strict=True)
+        ]
+        output = _Adjoint.apply(operators, *(stack.flatten(0, 1) for stack in moved))
+        return output.unflatten(0, (info.batch_size, -1)), 0
 
 
-def analyse(x: Tensor, operators: tuple[Operator, ...]) -> list[Tensor]:
+def analyse(x: Tensor, operators: Operators) -> list[Tensor]:
     """Apply every channel to (..., H, W): a list of (..., H/a, W/b)."""
-    outputs = _Analysis.apply(x.flatten(0, -3) if x.ndim > 2 else x[None], operators)
-    return [band.reshape(*x.shape[:-2], *band.shape[-2:]) for group in outputs for band in group.unbind(1)]
+    outputs = _Analysis.apply(x.reshape(-1, *x.shape[-2:]), operators)
+    return [band.reshape(*x.shape[:-2], *band.shape[-2:]) for stack in outputs for band in stack.unbind(1)]
 
 
-def adjoint(bands: Sequence[Tensor], operators: tuple[Operator, ...]) -> Tensor:
-    """Apply the transpose of `analyse`; with a bank's dual operators this is its inverse."""
-    leading = bands[0].shape[:-2]
-    stacks, first = [], 0
-    for op in operators:
-        group = bands[first : first + len(op.matrix)]
-        stacks.append(torch.stack([band.reshape(-1, *band.shape[-2:]) for band in group], dim=1))
-        first += len(op.matrix)
+def adjoint(bands: Sequence[Tensor], operators: Operators) -> Tensor:
+    """Apply the transpose of `analyse`; with the dual operators of a bank this is its inverse."""
+    leading, rest = bands[0].shape[:-2], iter(bands)
+    stacks = [
+        torch.stack([band.reshape(-1, *band.shape[-2:]) for band in islice(rest, len(op.matrix))], dim=1)
+        for op in operators
+    ]
     x: Tensor = _Adjoint.apply(operators, *stacks)
     return x.reshape(*leading, *x.shape[-2:])

@@ -5,46 +5,44 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from rskd.contourlet.bank import Bank, Channel, build_bank
-from rskd.contourlet.cache import BankCache
+from rskd.contourlet.bank import Channel, Operators, build_operators
+from rskd.contourlet.cache import OperatorCache
 from rskd.contourlet.directional import directional_responses, directions
 from rskd.contourlet.filters import Taps
 from rskd.contourlet.pyramid import pyramid_responses, residual_response
 from rskd.contourlet.subbands import Layout
 
-BANKS = BankCache()
+OPERATORS = OperatorCache()
 """Shared by all transforms of the process."""
 
 Spec = tuple[str, tuple[int, int], tuple[int, ...], str, str]
 """Kind, grid, levels, pyramid filters, directional filters."""
 
 
-def level_banks(layout: Layout, dtype: torch.dtype, device: torch.device) -> list[Bank]:
-    """Return the banks to apply one after the other: one per pyramid level, or one for a nonsubsampled transform.
+def transform_operators(layout: Layout, side: str, like: Tensor) -> list[Operators]:
+    """Return the operators to apply one after the other: one set per pyramid level, or a single one if nonsubsampled.
 
-    The lowpass is the first channel of each, and the input of the next.
+    `side` is `analysis` or `dual`; dtype and device are those of `like`. The lowpass is the first channel of each
+    set, and the input of the next.
     """
     shape, names = layout.extended, (layout.pyramid, layout.directional)
     if layout.nonsubsampled:
-        return [_cached(("nonsubsampled", shape, layout.levels, *names), dtype, device)]
-    grids = [(shape[0] >> level, shape[1] >> level) for level in range(len(layout.levels))]
+        return [cached_operators(("nonsubsampled", shape, layout.levels, *names), side, like)]
     return [
-        _cached(("level", grid, (order,), *names), dtype, device)
-        for grid, order in zip(grids, layout.levels, strict=True)
+        cached_operators(("level", (shape[0] >> level, shape[1] >> level), (order,), *names), side, like)
+        for level, order in enumerate(layout.levels)
     ]
 
 
-def directional_bank_of(
-    shape: tuple[int, int], order: int, directional: str, dtype: torch.dtype, device: torch.device
-) -> Bank:
-    """Return the directional bank alone, without a pyramid before it."""
-    return _cached(("directional", shape, (order,), "", directional), dtype, device)
+def cached_operators(spec: Spec, side: str, like: Tensor) -> Operators:
+    """Return the operators of one bank, from the cache if they are there."""
 
+    def build() -> Operators:
+        return build_operators(_CHANNELS[spec[0]](spec), side=side, dtype=like.dtype, device=like.device)
 
-def _cached(spec: Spec, dtype: torch.dtype, device: torch.device) -> Bank:
-    return BANKS.get((spec, dtype, device), lambda: build_bank(_CHANNELS[spec[0]](spec), dtype=dtype, device=device))
+    return OPERATORS.get((spec, side, like.dtype, like.device), build)
 
 
 def directional_channels(spec: Spec) -> list[Channel]:

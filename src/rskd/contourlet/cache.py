@@ -1,4 +1,4 @@
-"""A small cache of filter banks that is bounded by the memory it holds."""
+"""A small cache of operators that is bounded by the memory it holds."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
 
-from rskd.contourlet.bank import Bank
+from rskd.contourlet.bank import Operators
 
 MAX_BYTES = 512 * 2**20
 
 
-class BankCache:
-    """Keeps the banks used last, up to `limit` bytes of responses in all.
+class OperatorCache:
+    """Keeps the operators used last, up to `limit` bytes in all.
 
-    A bank that is larger than the limit is built anew for every call.
+    Operators that are larger than the limit are built anew for every call.
     """
 
     def __init__(self, limit: int = MAX_BYTES) -> None:
         self.limit = limit
-        self._banks: OrderedDict[Hashable, Bank] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Operators] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, key: Hashable, build: Callable[[], Bank]) -> Bank:
-        """Return the bank of this key, building it if it is not there."""
+    def get(self, key: Hashable, build: Callable[[], Operators]) -> Operators:
+        """Return what belongs to this key, building it if it is not there."""
         with self._lock:
-            if key in self._banks:
-                self._banks.move_to_end(key)
-                return self._banks[key]
-        bank = build()
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        operators = build()
         with self._lock:
-            self._banks[key] = bank
+            self._entries[key] = operators
             while self.nbytes > self.limit:
-                self._banks.popitem(last=False)
-        return bank
+                self._entries.popitem(last=False)
+        return operators
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all responses held."""
-        return sum(bank.nbytes for bank in self._banks.values())
+        """Bytes of all matrices held."""
+        return sum(op.nbytes for operators in self._entries.values() for op in operators)
 
     def clear(self) -> None:
-        """Forget every bank."""
+        """Forget everything."""
         with self._lock:
-            self._banks.clear()
+            self._entries.clear()
 
     def __len__(self) -> int:
-        return len(self._banks)
+        return len(self._entries)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from rskd.contourlet.arrays import to_tensors
 from rskd.contourlet.bank import adjoint, analyse
-from rskd.contourlet.banks import level_banks
+from rskd.contourlet.banks import transform_operators
 from rskd.contourlet.extension import check_coefficients, crop, extend, plan_layout
 from rskd.contourlet.subbands import ArrayT, Layout, Subbands
-from rskd.errors import ParameterError
 
 
 def contourlet(
@@ -134,10 +131,10 @@ def icontourlet(subbands: Subbands[ArrayT]) -> ArrayT:
     >>> bool(np.allclose(icontourlet(contourlet(image)), image, atol=1e-12))
     True
     """
-    tensors, restore = _tensors(subbands.arrays())
+    tensors, restore = to_tensors(subbands.arrays())
     layout = subbands.layout
     check_coefficients(tensors, layout)
-    return restore(crop(_compose(tensors, layout), layout))
+    return restore(crop(compose(tensors, layout), layout))
 
 
 inonsubsampled_contourlet = icontourlet
@@ -147,7 +144,7 @@ inonsubsampled_contourlet = icontourlet
 def _forward(
     x: ArrayT, levels: Sequence[int], *, pyramid: str, directional: str, border: str, nonsubsampled: bool
 ) -> Subbands[ArrayT]:
-    (image,), restore = _tensors((x,))
+    (image,), restore = to_tensors((x,))
     layout = plan_layout(
         (image.shape[-2], image.shape[-1]),
         levels,
@@ -156,19 +153,20 @@ def _forward(
         border=border,
         nonsubsampled=nonsubsampled,
     )
-    bands, lowpass = _decompose(extend(image, layout), layout)
+    bands, lowpass = decompose(extend(image, layout), layout)
     return Subbands(lowpass, bands, layout).map(restore)
 
 
-def _decompose(image: Tensor, layout: Layout) -> tuple[tuple[tuple[Tensor, ...], ...], Tensor]:
-    banks = level_banks(layout, image.dtype, image.device)
+def decompose(image: Tensor, layout: Layout) -> tuple[tuple[tuple[Tensor, ...], ...], Tensor]:
+    """Run the analysis on an extended image: the bands by level and direction, and the lowpass."""
+    sets = transform_operators(layout, "analysis", image)
     if layout.nonsubsampled:
-        coarse, *flat = analyse(image, banks[0].analysis)
+        coarse, *flat = analyse(image, sets[0])
         rest = iter(flat)
         return tuple(tuple(next(rest) for _ in range(2**order)) for order in layout.levels), coarse
     coarse, bands = image, []
-    for bank, order in zip(banks, layout.levels, strict=True):
-        outputs = analyse(coarse, bank.analysis)
+    for operators, order in zip(sets, layout.levels, strict=True):
+        outputs = analyse(coarse, operators)
         coarse, details = outputs[0], outputs[1:]
         if order == 0:  # put the four polyphase components together again
             details = [F.pixel_shuffle(torch.stack(details, dim=-3), 2).squeeze(-3)]
@@ -176,44 +174,15 @@ def _decompose(image: Tensor, layout: Layout) -> tuple[tuple[tuple[Tensor, ...],
     return tuple(bands), coarse
 
 
-def _compose(arrays: list[Tensor], layout: Layout) -> Tensor:
+def compose(arrays: list[Tensor], layout: Layout) -> Tensor:
+    """Run the synthesis: from the sub-bands, fine to coarse and the lowpass last, to the extended image."""
     bands, coarse = arrays[:-1], arrays[-1]
-    banks = level_banks(layout, coarse.dtype, coarse.device)
+    sets = transform_operators(layout, "dual", coarse)
     if layout.nonsubsampled:
-        return adjoint([coarse, *bands], banks[0].dual)
-    for bank, order in zip(reversed(banks), reversed(layout.levels), strict=True):
+        return adjoint([coarse, *bands], sets[0])
+    for operators, order in zip(reversed(sets), reversed(layout.levels), strict=True):
         details = [bands.pop() for _ in range(2**order)][::-1]
         if order == 0:
             details = list(F.pixel_unshuffle(details[0].unsqueeze(-3), 2).unbind(-3))
-        coarse = adjoint([coarse, *details], bank.dual)
+        coarse = adjoint([coarse, *details], operators)
     return coarse
-
-
-def _tensors(arrays: Sequence[ArrayT]) -> tuple[list[Tensor], Callable[[Tensor], ArrayT]]:
-    """Convert to tensors that can be computed with, and say how to get back to the type of the first one."""
-    first = arrays[0]
-    if isinstance(first, Tensor):
-        dtype = first.dtype
-        if not dtype.is_floating_point:
-            raise ParameterError(f"a tensor of {dtype} cannot be transformed: convert it with .float() first")
-        tensors = [array.to(torch.float64 if dtype == torch.float64 else torch.float32) for array in arrays]
-        restore: Callable[[Tensor], Any] = lambda y: y.to(dtype)  # noqa: E731
-    else:
-        numbers = [_real_array(array) for array in arrays]
-        kind = numbers[0].dtype
-        tensors = [torch.from_numpy(number.astype(_working_dtype(kind), copy=False)) for number in numbers]
-        restore = lambda y: y.detach().numpy().astype(kind, copy=False)  # noqa: E731
-    if tensors[0].ndim < 2:
-        raise ParameterError(f"an array of shape {tuple(first.shape)} is no image: give (..., rows, columns)")
-    return tensors, restore
-
-
-def _real_array(array: Any) -> NDArray[Any]:
-    number = np.asarray(array)
-    if number.dtype.kind not in "buif":
-        raise ParameterError(f"an array of {number.dtype} cannot be transformed: give real numbers")
-    return number if number.dtype.kind == "f" else number.astype(np.float64)
-
-
-def _working_dtype(kind: np.dtype[Any]) -> type[np.floating[Any]]:
-    return np.float64 if kind.itemsize > 4 else np.float32
