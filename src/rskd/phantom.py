@@ -52,7 +52,7 @@ def vessel_phantom(rng: np.random.Generator, size: int = 128) -> tuple[NDArray[n
         raise ParameterError(f"size={size} leaves no room for a vessel: use at least {_SMALLEST}.")
     radius = np.zeros((size, size))
     for _ in range(3):
-        _grow(rng, radius, _at_the_edge(rng, size), rng.uniform(0.016, 0.028) * size)
+        _grow(rng, radius, _at_the_edge(rng, size), max(rng.uniform(0.016, 0.028) * size, 1.5 * _THINNEST))
     mask = radius > 0
     depth = gaussian_filter(np.sqrt(radius / radius.max()), 0.6)  # thin vessels are faint
     light = 1 + 0.25 * _clouds(rng, size, size / 4) + 0.06 * _clouds(rng, size, 2)

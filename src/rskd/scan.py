@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Scan:
         if "y" not in self.axes or "x" not in self.axes:
             raise ParameterError(f"axes={self.axes!r} must contain y and x.")
         spatial = len(self.spatial_axes)
-        if self.spacing is not None and (len(self.spacing) != spatial or not min(self.spacing) > 0):
+        if self.spacing is not None and (len(self.spacing) != spatial or not all(0 < n < inf for n in self.spacing)):
             raise ParameterError(f"spacing={self.spacing} must be {spatial} positive numbers, for {self.spatial_axes}.")
         if self.affine is not None and self.affine.shape != (spatial + 1, spatial + 1):
             raise ParameterError(
