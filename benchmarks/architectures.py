@@ -4,8 +4,8 @@ Run: ``python benchmarks/architectures.py [--write table.md] [names …]`` (abou
 
 The weights are random. The check uses no code of `rskd.importance`: fused attention is replaced by a dense softmax that
 is kept, written-out softmaxes are kept as they are, and the place of every window's token is found by comparing feature
-vectors with those of the whole map. The patched network must give the output of the untouched one, or the row fails. Features are compared
-with timm's own `forward_intermediates`. Errors are relative to the mean importance 1 / N.
+vectors with those of the whole map. The patched network must give the output of the untouched one, or the row fails.
+Features are compared with timm's own `forward_intermediates`. Errors are relative to the mean importance 1 / N.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def expected(site: Site, dense: Dense, images: int, prefix: int, score: Callable
     if weights.ndim == 5:  # windows have an axis of their own
         weights = weights.flatten(0, 1)
     if weights.ndim == 3:
-        weights = weights.view(images, -1, *weights.shape[1:]) if len(weights) > images else weights.unsqueeze(1)
+        heads: Any = getattr(site.module, "num_heads", 1) if len(weights) > images else 1
+        weights = weights.view(-1, heads, *weights.shape[1:])
     windows = len(weights) // images
     if windows > 1:
         return _unpartition(site, dense, weights, images, score)
@@ -221,7 +222,8 @@ def check_site(model: nn.Module, images: Tensor, site: Site, dense: Dense, defin
     score = {"received": column_mean, "cls": class_row}[definition]
     with torch.no_grad(), observe_attention(model, [site.index], definition=definition) as seen:
         model(images)
-    truth = expected(site, dense, len(images), prefix_tokens(model), score)
+    prefix = prefix_tokens(model) if dense.rows[site.name][0].ndim == 3 else 0
+    truth = expected(site, dense, len(images), prefix, score)
     got = seen[site.index].scores
     if got.shape != truth.shape:
         raise AssertionError(f"{site.name}: {tuple(got.shape)} instead of {tuple(truth.shape)}")
@@ -234,7 +236,8 @@ def build(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
     model = timm.create_model(name, **options).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if "bias" in parameter_name or "pos" in parameter_name or "logit_scale" in parameter_name:
+            named = any(word in parameter_name for word in ("bias", "pos", "logit_scale"))
+            if named or not bool(parameter.any()):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     size = timm.data.resolve_model_data_config(model)["input_size"]
     side = options.get("img_size", size[-1])
@@ -277,10 +280,10 @@ def works(model: nn.Module, images: Tensor, definition: str) -> str:
         try:
             with torch.no_grad(), observe_attention(model, [block], definition=definition) as seen:
                 model(images)
+            (importance,) = seen.values()
         except ModelError as error:
             reason = reason or str(error).partition(": use")[0]
             continue
-        (importance,) = seen.values()
         scores = importance.scores
         healthy = bool(scores.isfinite().all()) and torch.allclose(scores.sum(1), torch.ones(len(scores)), atol=1e-4)
         if not healthy or scores.shape[1] != importance.grid[0] * importance.grid[1]:

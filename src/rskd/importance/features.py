@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,16 @@ FEATURE_DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {"feature_norm": fe
 """Definitions that read features: (B, N, C) → (B, N)."""
 
 
-def feature_stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+class Stage(NamedTuple):
+    """A block or stage whose output is a map of tokens."""
+
+    name: str
+    module: nn.Module
+    channels: int | None
+    """C of its output, where timm tells it."""
+
+
+def feature_stages(model: nn.Module) -> list[Stage]:
     """Return the named stages of the encoder in the order of depth: every block of a plain transformer, or every stage.
 
     They are those of timm's `feature_info`; where it names no modules, the `stages`, or the blocks that attend.
@@ -117,12 +126,12 @@ def feature_stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
     info: Any = getattr(encoder, "feature_info", None)
     records: Sequence[Any] = getattr(info, "info", info) or ()
     modules = dict(encoder.named_modules())
-    names = [record["module"] for record in records if record.get("module") in modules]
-    names = names or [f"stages.{name}" for name, _ in modules.get("stages", nn.Module()).named_children()]
+    channels = {r["module"]: int(r["num_chs"]) for r in records if r.get("module") in modules}
+    names = list(channels) or [f"stages.{name}" for name, _ in modules.get("stages", nn.Module()).named_children()]
     names = names or list(dict.fromkeys(site.name.rpartition(".")[0] for site in attention_sites(model)))
     if not names:
         raise ModelError(f"{type(encoder).__name__} does not name its stages in `feature_info`: use a timm network.")
-    return [(name, modules[name]) for name in names]
+    return [Stage(name, modules[name], channels.get(name)) for name in names]
 
 
 @contextmanager
@@ -161,7 +170,7 @@ def observe_features(model: nn.Module, blocks: Sequence[int] | None = None) -> I
     def see_output(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             output = out[0] if isinstance(out, tuple | list) else out
-            seen[index] = _features(model, output, stages[index][0], image)
+            seen[index] = _features(model, output, stages[index], image)
 
         return hook
 
@@ -170,20 +179,21 @@ def observe_features(model: nn.Module, blocks: Sequence[int] | None = None) -> I
         if stem is not None:
             stack.callback(stem.register_forward_pre_hook(see_image).remove)
         for index in wanted:
-            stack.callback(stages[index][1].register_forward_hook(see_output(index)).remove)
+            stack.callback(stages[index].module.register_forward_hook(see_output(index)).remove)
         yield seen
 
 
-def _features(model: nn.Module, output: Tensor, name: str, image: list[Grid]) -> TokenFeatures:
-    """Return what a block gave with the way to its tokens: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
+def _features(model: nn.Module, output: Tensor, stage: Stage, image: list[Grid]) -> TokenFeatures:
+    """Return what a stage gave with the way to its tokens: (B, prefix + N, C), (B, C, H, W) or (B, H, W, C)."""
     encoder: Any = encoder_of(model)
+    name = stage.name
     if hasattr(encoder, "reroll"):  # Hiera keeps its tokens in the order of mask units
         block = int(name.rpartition(".")[2])
         height, width = encoder.reroll(output, block).shape[1:3]
         return TokenFeatures(output, (height, width), name, lambda x: encoder.reroll(x, block).flatten(1, 2))
-    if output.ndim == 4 and getattr(encoder, "output_fmt", "NCHW") == "NHWC":
-        return TokenFeatures(output, (output.shape[1], output.shape[2]), name, lambda x: x.flatten(1, 2))
     if output.ndim == 4:
+        if _channels_last(encoder, output, stage):
+            return TokenFeatures(output, (output.shape[1], output.shape[2]), name, lambda x: x.flatten(1, 2))
         return TokenFeatures(output, (output.shape[2], output.shape[3]), name, lambda x: x.flatten(2).mT)
     prefix = prefix_tokens(model)
     for drop in dict.fromkeys((prefix, 0)) if output.ndim == 3 and image else ():
@@ -191,3 +201,9 @@ def _features(model: nn.Module, output: Tensor, name: str, image: list[Grid]) ->
         if grid is not None:
             return TokenFeatures(output, grid, name, lambda x, drop=drop: x[:, drop:])  # type: ignore[misc]
     raise ModelError(f"{name} gives {tuple(output.shape)}, which is no map of tokens: choose another block.")
+
+
+def _channels_last(encoder: nn.Module, output: Tensor, stage: Stage) -> bool:
+    """Tell (B, H, W, C) from (B, C, H, W) by the number of channels; where both would do, by what the encoder says."""
+    first, last = (output.shape[axis] == stage.channels for axis in (1, 3))
+    return last if first != last else getattr(encoder, "output_fmt", "NCHW") == "NHWC"

@@ -128,7 +128,9 @@ def refusal(site: Site) -> str | None:
 def prefix_tokens(model: nn.Module) -> int:
     """Return how many tokens precede the patch tokens."""
     counts: Iterator[Any] = (getattr(module, "num_prefix_tokens", None) for module in encoder_of(model).modules())
-    return next((count for count in counts if count is not None), 0)
+    count = next((count for count in counts if count is not None), None)
+    class_token = getattr(encoder_of(model), "cls_token", None)
+    return count if count is not None else class_token.shape[1] if isinstance(class_token, Tensor) else 0
 
 
 def has_class_token(model: nn.Module) -> bool:

@@ -114,7 +114,7 @@ class _Running:
             self._fused.append(_fused(*args, **kwargs))
         elif func is F.pad and self.kernels:  # a linear attention appends ones to its values
             self._padded = args[0]
-        elif func in _SOFTMAX:
+        elif func in _SOFTMAX and kwargs.get("dim", args[-1]) in (-1, out.ndim - 1):
             self._weights, self._aliases = out, [out]
         elif func in _DROPOUT and self._is_weights(args[0]):
             self._aliases.append(out)

@@ -97,9 +97,9 @@ class Linear:
     def columns(self, weights: Tensor | None = None) -> Tensor:
         """Return Σ_i w_i A_ij in O(N·d²), as the attention itself."""
         q, k = exact(self.q), exact(self.k)
-        share = 1 / q.shape[2] if weights is None else weights[:, None].to(q.dtype)
         total = q @ k.sum(2).unsqueeze(3) + self.eps  # B h Nq 1
-        return (k @ (q / total * torch.as_tensor(share).unsqueeze(-1)).sum(2).unsqueeze(3)).squeeze(3)
+        share = torch.full_like(total, 1 / q.shape[2]) if weights is None else weights[:, None, :, None].to(q.dtype)
+        return (k @ (q / total * share).sum(2).unsqueeze(3)).squeeze(3)
 
     def row(self, query: int) -> Tensor:
         """Return one row."""
