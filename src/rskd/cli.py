@@ -239,7 +239,7 @@ class _Screen:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._console = Console(stderr=True, highlight=False)
-        self._bars = Bars(*columns, console=self._console, transient=True)
+        self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bars.add_task("Starting", total=None)
 
     def __enter__(self) -> _Screen:

@@ -101,6 +101,12 @@ def runtime(arrays):
     yield Progress(1, 2)
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\\nsecond line")
 
+def garbage(arrays):
+    from rskd.engine import server
+    server.protocol.encode = lambda message: b"no JSON\\n"
+    yield Progress(1, 2)
+    time.sleep(60)
+
 def data(arrays):
     yield Progress(1, 2)
     raise MyDataError("No masks.")
@@ -351,6 +357,14 @@ def test_crash_between_jobs_goes_unnoticed(make):
     assert collect(engine.run(job("events")))[1].value == {"answer": 42}
 
 
+def test_lines_that_are_none_of_ours_end_the_engine_with_a_sentence(make):
+    engine = make()
+    with pytest.raises(EngineError, match="messages could not be understood"):
+        collect(engine.run(job("garbage")))
+    assert "JSONDecodeError" in engine.log_path.read_text()
+    assert collect(engine.run(job("events")))[1].value == {"answer": 42}
+
+
 def test_crash_inside_a_job(make):
     with pytest.raises(EngineError, match="SIGKILL"):
         collect(make().run(job("crash")))
@@ -447,6 +461,16 @@ def test_jobs_of_one_engine_take_turns(make):
     assert next(second) is None
     first.close()
     assert collect(second)[1].value == {"answer": 42}
+
+
+def test_a_stop_while_waiting_for_its_turn_is_not_lost(make):
+    engine = make()
+    first, second = engine.run(job("steps")), engine.run(job("steps"))
+    first_event(first)
+    assert next(second) is None
+    assert second.send(Command.STOP) is None
+    first.close()
+    assert collect(second)[1].value["stopped_at"] < 500
 
 
 def test_two_engines_at_once(make):

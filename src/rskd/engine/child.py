@@ -127,6 +127,7 @@ class Child:
         self.ready = False
         self.released = False
         self.dismissed = False
+        self.garbled = False
         self._answers: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self._tickets: dict[int, _Ticket] = {}
         self._writing = threading.Lock()
@@ -230,6 +231,8 @@ class Child:
     def obituary(self) -> str:
         """Return in words how the process ended, with the last line of its log."""
         status = self._process.poll()
+        if self.garbled:
+            return "its messages could not be understood"
         how = f"exit status {status}"
         if status is not None and status < 0:
             with suppress(ValueError):
@@ -250,6 +253,7 @@ class Child:
             for line in self._process.stdout or ():
                 self._take(protocol.decode(line))
         except Exception:  # a line that is none of ours: nothing after it can be trusted
+            self.garbled = True
             with self.log_path.open("a") as log:
                 traceback.print_exc(file=log)
             kill_tree(self.pid)

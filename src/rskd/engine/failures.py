@@ -91,7 +91,7 @@ def _invalid(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
-    if where and isinstance(first["input"], str | int | float):
+    if where and first["type"] != "value_error" and isinstance(first["input"], str | int | float):
         where += f"={first['input']}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where + ': ' if where else ''}{what[:1].lower() + what[1:]}{more}."
