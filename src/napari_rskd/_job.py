@@ -16,10 +16,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 from napari.qt.threading import GeneratorWorker, create_worker
 from napari.utils import progress
 from numpy.typing import NDArray
@@ -34,7 +36,8 @@ from rskd.jobs import Job, Outcome
 Order = tuple[Job, Mapping[str, NDArray[np.generic]]]
 """A job and the arrays that go with it."""
 
-BAR_EVERY = 0.2  # seconds
+BAR_EVERY = 0.5  # seconds
+POLITE = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5)  # a class on Windows, a niceness elsewhere
 _LOG = logging.getLogger("napari_rskd")
 
 
@@ -54,10 +57,10 @@ class _SharedEngine:
         self._engine: Engine | None = None
 
     def get(self) -> Engine:
-        """Return the engine."""
+        """Return the engine, started."""
         with self._lock:
             self._engine = self._engine or Engine()
-            return self._engine
+            return _started(self._engine)
 
     def warm_up(self) -> None:
         """Start the engine in the background, before its first job needs it."""
@@ -72,9 +75,18 @@ class _SharedEngine:
 
     def _start(self) -> None:
         try:
-            self.get().start()
+            self.get()
         except EngineError:
             _LOG.exception("the engine did not start; the first job will say so")
+
+
+def _started(engine: Engine) -> Engine:
+    """Start an engine, if it is not running, behind the window in the queue for the processor; returns it."""
+    engine.start()
+    if engine.pid is not None:
+        with suppress(psutil.Error):
+            psutil.Process(engine.pid).nice(POLITE)
+    return engine
 
 
 _SHARED = _SharedEngine()
@@ -213,8 +225,7 @@ def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Gener
     """Yield the events of a job; raises nothing but `RskdError`."""
     engine: Engine | None = None
     try:
-        engine = Engine() if private else _SHARED.get()
-        engine.start()  # it imports torch while the data are prepared
+        engine = _started(Engine()) if private else _SHARED.get()  # it imports torch while the data are prepared
         job, arrays = prepare()
         return (yield from _converse(engine, orders, job, arrays))
     except JobCancelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -24,6 +25,7 @@ from rskd.jobs import Outcome
 
 NOT_FOR_DIAGNOSIS = "For research. Not for diagnosis."
 WIDTH = 300
+TELL_EVERY = 0.25  # seconds
 
 
 def text(words: str = "", *, name: str = "") -> QLabel:
@@ -56,6 +58,7 @@ class Panel(QWidget):
         self.viewer = viewer
         self.work: Work | None = None
         self._verb = verb
+        self._told = 0.0
         self.button = QPushButton(verb, objectName="primary")
         self.reason_label = text(name="reason")
         self.bar = QProgressBar(textVisible=False)
@@ -107,8 +110,7 @@ class Panel(QWidget):
             case Message(words):
                 self.say(words)
             case Progress(done, total, what):
-                self._show_progress(done, total)
-                self.say(f"{done} of {total} {what}")
+                self.tell(f"{done} of {total} {what}", done, total)
 
     def show_result(self, outcome: Outcome) -> None:
         """Show what a finished job returned."""
@@ -187,8 +189,20 @@ class Panel(QWidget):
         self._show(self.error_label, str(error))
         self.error_label.setToolTip("\n".join(getattr(error, "__notes__", ())))
 
+    def tell(self, words: str, done: int, total: int) -> None:
+        """Show words and a share of what is done, unless that was done a moment ago: drawing the window costs."""
+        now = time.monotonic()
+        if done < total and now - self._told < TELL_EVERY:
+            return
+        self._told = now
+        self.setUpdatesEnabled(False)  # one drawing for both
+        self.say(words)
+        self._show_progress(done, total)
+        self.setUpdatesEnabled(True)
+
     def _show_progress(self, done: int, total: int) -> None:
-        self.bar.setRange(0, total)
+        """Show a share; an empty bar while it is not known, for a moving one would redraw the window all the time."""
+        self.bar.setRange(0, max(1, total))
         self.bar.setValue(done)
         self.bar.show()
 

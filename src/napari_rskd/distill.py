@@ -28,7 +28,6 @@ RECIPES = {
 }
 AS_SET = "As set below"
 FIRST_STUDENT = "rskd-micro"
-WORDS_EVERY = 0.25  # seconds between two changes of the status line
 
 
 class DistillWidget(Panel):
@@ -49,7 +48,6 @@ class DistillWidget(Panel):
         self.stop = QPushButton("Stop and keep best", toolTip="Finish this step, then keep the best student so far.")
         self.use = QPushButton("Use this student", toolTip="Make it the student of all panels.")
         self._began: tuple[float, int] | None = None
-        self._said = 0.0
         self._lay_out()
         self._connect()
         follow_session(self, self.session, self._offer)
@@ -185,13 +183,11 @@ class DistillWidget(Panel):
     def _show_step(self, event: Step) -> None:
         now = time.monotonic()
         self._began = self._began or (now, event.step - 1)
-        if now - self._said < WORDS_EVERY or (self.work is not None and self.work.stopping):
+        if self.work is not None and self.work.stopping:
             return
-        self._said = now
         since, first = self._began
         left = (now - since) / (event.step - first) * (event.steps - event.step)
-        self._show_progress(event.step, event.steps)
-        self.say(f"Step {event.step} of {event.steps}, {duration_words(left)} left.")
+        self.tell(f"Step {event.step} of {event.steps}, {duration_words(left)} left.", event.step, event.steps)
 
     def _stop(self) -> None:
         if self.work is not None:

@@ -58,6 +58,8 @@ class ScriptedEngine:
 
         cls.will(script)
 
+    pid = None
+
     def start(self) -> None:
         pass
 
