@@ -32,7 +32,7 @@ def invalid(**fields):
         (MemoryError(), "contourlet", ResourceError, "The computer ran out of memory while computing the contourlet"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "", ResourceError, "The computer ran out of memory"),
         (OSError(errno.ENOSPC, "No space left", "/data/x.npy"), "", ResourceError, "disk is full at /data/x.npy"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data/x.tif"), "", FileError, "/data/x.tif: permission den"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x.tif"), "", FileError, "x.tif: permission denied"),
         (invalid(overlap=2), "", ParameterError, "overlap=2: input should be less than or equal to 0.9."),
         (invalid(overlap=2, tile=3), "", ParameterError, "(and 1 more)"),
         (ImportError("libcudnn.so.9: cannot open shared object file"), "train", EngineError, "libcudnn.so.9"),
