@@ -501,8 +501,10 @@ task = engine.run(InspectJob(model=Path(sys.argv[2])))
 while next(task) is None:
     pass
 print(json.dumps(engine.pid), flush=True)
-if sys.argv[3] == "release":
-    engine.release()
+if sys.argv[3] == "forked" and os.fork() == 0:
+    import time
+    time.sleep(4)  # holds both pipes open
+    os._exit(0)
 for _ in task:
     pass
 """
@@ -526,6 +528,16 @@ def test_kill_of_the_parent_ends_the_child_within_two_seconds(tmp_path, script, 
     parent.kill()
     parent.wait()
     assert wait_until(lambda: all(gone(one) for one in family), 2)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    parent.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["steps", "stuck"])
+def test_a_process_forked_from_the_parent_does_not_hide_its_end(tmp_path, script, name):
+    parent, pid = start_parent(tmp_path, name, "forked")
+    parent.kill()
+    parent.wait()
+    assert wait_until(lambda: gone(pid), 2)
     assert list((tmp_path / "scratch").iterdir()) == []
     parent.stdout.close()
 

@@ -211,7 +211,7 @@ class Engine:
 
     def _crash(self, child: Child, job: Job) -> RskdError:
         if child is not self._child or child.dismissed:
-            return JobCancelled("The engine was stopped before the job had finished.")
+            return JobCancelled("The engine was stopped, or let go, before the job had finished.")
         how = f"({child.obituary()}). Details are in {child.log_path}."
         if not child.ready:
             return EngineError(f"The engine could not start {how}")

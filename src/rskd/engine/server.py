@@ -9,6 +9,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ from rskd.jobs import JOB, Job, Outcome
 Run = Callable[[Job, Mapping[str, NDArray[Any]]], Task[Outcome]]
 ORPHAN_GRACE = 1.0
 """Seconds an interrupted job has to close itself when the parent is gone."""
+WATCH = 0.5
+"""Seconds between two looks at whether the parent is still there."""
 
 
 class _CancelledError(Exception):
@@ -80,13 +83,15 @@ class Server:
         self._jobs: queue.SimpleQueue[protocol.Line | None] = queue.SimpleQueue()
         self._stopped: set[int] = set()
         self._cancelled: set[int] = set()
+        self._parent = os.getppid()
         self._exiting = threading.Event()
         self._orphaned = threading.Event()
 
     def serve(self, prepare: Callable[[], None] | None = None) -> None:
         """Answer jobs until told to exit."""
         self._send({"type": "ready"})
-        threading.Thread(target=self._listen, name="rskd-listen", daemon=True).start()
+        for duty in (self._listen, self._watch):
+            threading.Thread(target=duty, name=f"rskd{duty.__name__}", daemon=True).start()
         if prepare is not None:
             try:
                 prepare()
@@ -139,6 +144,20 @@ class Server:
         with suppress(OSError):
             for line in self._commands:
                 self._take(protocol.decode(line))
+        self._orphan()
+
+    def _watch(self) -> None:
+        """Notice the end of the parent even if a process that was forked from it holds the pipe open."""
+        if os.name != "posix":
+            return  # a dead parent keeps its number there; nothing can be forked either
+        while os.getppid() == self._parent:
+            time.sleep(WATCH)
+        self._orphan()
+
+    def _orphan(self) -> None:
+        """Finish the running job, or close it, and end."""
+        if self._orphaned.is_set():
+            return
         self._orphaned.set()
         if not self._detach:
             alarm = threading.Timer(ORPHAN_GRACE, self._abort)
@@ -173,6 +192,8 @@ class Server:
 
     def _send(self, message: protocol.Line) -> None:
         """Write one line; nobody listens when the parent is gone."""
+        if self._orphaned.is_set():
+            return
         rest = memoryview(protocol.encode(message))
         with suppress(OSError):
             while rest:
