@@ -177,7 +177,11 @@ def test_only_the_strongest_direction_of_a_level_is_shown_at_first() -> None:
     ]
     arrays = {name: np.ones((4, 4)) for name in ("lowpass", "a", "b")}
     layers = map(made, subband_layers(bands, arrays, Source.of(world((8, 8)))))
-    assert {layer.name: layer.visible for layer in layers} == {"rest": False, "a": False, "b": True}
+    assert {layer.name: layer.visible for layer in layers} == {
+        "Rest": False,
+        "Edges at 0° (level 0)": False,
+        "Edges at 90° (level 0)": True,
+    }
 
 
 @pytest.mark.parametrize("count", [3, 4])

@@ -117,7 +117,7 @@ class _Plot:
         self._figure = Figure()
         self.canvas = FigureCanvasQTAgg(self._figure)  # type: ignore[no-untyped-call]
         self._loss, self._dice = self._figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        self._figure.subplots_adjust(left=0.17, right=0.98, top=0.98, bottom=0.14, hspace=0.12)
+        self._figure.subplots_adjust(left=0.17, right=0.98, top=0.86, bottom=0.14, hspace=0.12)
         self._loss.set_yscale("log")
         self._loss.yaxis.set_minor_locator(NullLocator())
         self._loss.set_ylabel("loss", fontsize=8)
@@ -152,7 +152,10 @@ class _Plot:
         for term, line in self._lines.items():
             line.set_data(*np.array(thin(losses.get(term, []))).reshape(-1, 2).T)
         if new:
-            self._loss.legend(fontsize=6, ncols=2, frameon=False, labelcolor="linecolor", loc="upper right")
+            self._loss.legend(
+                fontsize=7, ncols=4, frameon=False, labelcolor="linecolor", loc="lower left", bbox_to_anchor=(-0.2, 1),
+                handlelength=1, columnspacing=1,
+            )  # fmt: skip
         self._curve.set_data(*np.array(dice).reshape(-1, 2).T)
         self._star.set_data(*np.array([] if best is None else [best]).reshape(-1, 2).T)
         self._words.set_text("" if best is None else f"best {best[1]:.3f}")

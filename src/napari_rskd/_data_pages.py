@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QVBoxLayout, QWi
 
 from napari_rskd._data import PHANTOMS, LayerPair, scan_of, write_examples, write_pairs
 from napari_rskd._fields import FolderField, NarrowBox, watch_layers
-from napari_rskd._layers import axes_of, whole
+from napari_rskd._layers import axes_of, is_result, whole
 from napari_rskd._panel import text
 from rskd.config import DataOptions
 
@@ -121,7 +121,8 @@ class LayerPage(QWidget):
         super().__init__()
         self._viewer = viewer
         self._rows: dict[Any, tuple[QCheckBox, NarrowBox]] = {}
-        self._decided: dict[Any, Any] = {}  # masks that were chosen by hand; the others are guessed anew
+        self._ticks: dict[Any, bool] = {}  # what was decided by hand; the rest is guessed anew
+        self._masks: dict[Any, Any] = {}
         self._column = QVBoxLayout(self)
         self._column.setContentsMargins(0, 0, 0, 0)
         self._column.addWidget(text("Tick the images to learn from, and choose the mask of each."))
@@ -129,16 +130,15 @@ class LayerPage(QWidget):
         self.read_layers()
 
     def read_layers(self) -> None:
-        """List the open layers; what was ticked and chosen stays so."""
-        unticked = {layer for layer, (tick, _) in self._rows.items() if not tick.isChecked()}
+        """List the open layers; what was ticked and chosen by hand stays so."""
         while self._column.count() > 1:
             self._column.takeAt(1).widget().deleteLater()
         self._rows.clear()
         masks = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
         for layer in self._viewer.layers:
             if isinstance(layer, Image):
-                mask = self._decided.get(layer, guess_mask(layer, masks))
-                self._add_row(layer, masks, ticked=layer not in unticked, mask=mask)
+                mask = self._masks.get(layer, guess_mask(layer, masks))
+                self._add_row(layer, masks, ticked=self._ticks.get(layer, not is_result(layer)), mask=mask)
         self.changed.emit()
 
     def _add_row(self, layer: Any, masks: list[Any], *, ticked: bool, mask: Any) -> None:
@@ -149,8 +149,9 @@ class LayerPage(QWidget):
         for candidate in masks:
             box.addItem(candidate.name, candidate)
         box.setCurrentIndex(masks.index(mask) + 1 if mask in masks else 0)
+        tick.toggled.connect(lambda on: self._ticks.update({layer: on}))
         tick.toggled.connect(self.changed)
-        box.activated.connect(lambda _: self._decided.update({layer: box.currentData()}))
+        box.activated.connect(lambda _: self._masks.update({layer: box.currentData()}))
         row = QWidget()
         line = QHBoxLayout(row)
         line.setContentsMargins(0, 0, 0, 0)

@@ -122,20 +122,21 @@ class Form(QWidget, Generic[C]):
         editor = _editor(info, value)
         help_text = " ".join((info.description or "").split())
         editor.widget.setObjectName(name)
-        editor.widget.setAccessibleName(words(name))
+        label = info.title or words(name)
+        editor.widget.setAccessibleName(label)
         editor.changed.connect(self.changed)
         self._editors[name] = editor
         if isinstance(editor.widget, Form):
-            section = Section(words(name), editor.widget)
+            section = Section(label, editor.widget)
             section.toggle.setToolTip(help_text)
             layout.addRow(section)
         elif isinstance(editor.widget, QCheckBox):
-            editor.widget.setText(words(name))
+            editor.widget.setText(label)
             editor.widget.setToolTip(help_text)
             layout.addRow(editor.widget)
         else:
             editor.widget.setToolTip(help_text)
-            layout.addRow(words(name), editor.widget)
+            layout.addRow(label, editor.widget)
             layout.labelForField(editor.widget).setToolTip(help_text)
 
     def put_above(self, **rows: QWidget) -> None:
@@ -247,7 +248,7 @@ def _whole_number(info: FieldInfo, value: int | None, *, optional: bool) -> _Edi
     box = QSpinBox(minimum=lowest - optional, maximum=int(high) if high is not None else INT_LIMIT)
     box.setStepType(QAbstractSpinBox.StepType.AdaptiveDecimalStepType if box.maximum() > 100 else box.stepType())
     if optional:
-        box.setSpecialValueText("automatic")
+        box.setSpecialValueText("auto")
     guard_wheel(box)
 
     def get() -> int | None:
@@ -272,7 +273,7 @@ def _number(info: FieldInfo, value: float) -> _Editor:
 
 def _list_of_numbers(value: tuple[int, ...] | None, *, optional: bool) -> _Editor:
     line = QLineEdit()
-    line.setPlaceholderText("automatic" if optional else "numbers with commas between")
+    line.setPlaceholderText("auto" if optional else "none")
 
     def get() -> tuple[str, ...] | None:
         parts = tuple(part.strip() for part in line.text().split(",") if part.strip())

@@ -18,6 +18,7 @@ from rskd.errors import ParameterError
 
 LayerData = tuple[Any, dict[str, Any], str]
 Array = NDArray[Any]
+MARK = "rskd"  # key in a layer's metadata
 _GUESSED_AXES = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
 _LETTERS = {"time": "t", "channel": "c", "depth": "z", "height": "y", "width": "x"}
 
@@ -149,6 +150,16 @@ def add_layer(viewer: Any, data: LayerData) -> Any:
     return viewer.add_layer(Layer.create(*data))
 
 
+def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata that mark a layer as a result of RSKD."""
+    return {MARK: dict(facts)}
+
+
+def is_result(layer: Any) -> bool:
+    """Tell whether a layer was made by RSKD, rather than opened."""
+    return MARK in layer.metadata
+
+
 # ------------------------------------------------------------------------------------------------------ segmentation
 
 
@@ -171,7 +182,7 @@ def segmentation_layers(
         Axes of the image that was segmented.
     """
     place = _without_channel(source.place(), axes)
-    metadata = dict(source.metadata)
+    metadata = {**source.metadata, **made_by({"by": by})}
     foreground = [c["name"] for c in classes[1:]]
     title = foreground[0].capitalize() if len(foreground) == 1 else "Segmentation"
     labels = {
@@ -255,7 +266,7 @@ def importance_layers(
         "blending": "translucent",
         "opacity": 0.6,
         "interpolation2d": "nearest",
-        "metadata": {"definition": facts["definition"], "block": facts["block"]},
+        "metadata": made_by({"definition": facts["definition"], "block": facts["block"]}),
         **place,
     }
     top = np.asarray(order)[: facts["top"]]
@@ -301,13 +312,13 @@ def subband_layers(bands: Sequence[Mapping[str, Any]], arrays: Mapping[str, Arra
         coefficients = np.asarray(arrays[band["array"]])
         directional = band.get("edge_angle") is not None
         options = {
-            "name": band["name"],
+            "name": subband_name(band),
             "rgb": False,
             "interpolation2d": "nearest",
             "visible": directional and band["array"] in strongest,
             "blending": "additive" if directional else "translucent",
-            "colormap": "PiYG" if directional else "gray",
-            "metadata": {key: band.get(key) for key in ("level", "direction", "edge_angle", "energy")},
+            "colormap": signed_colors() if directional else "gray",
+            "metadata": made_by({key: band.get(key) for key in ("level", "direction", "edge_angle", "energy")}),
             **source.place(band["scale"], band["translate"]),
         }
         if directional:
@@ -315,6 +326,26 @@ def subband_layers(bands: Sequence[Mapping[str, Any]], arrays: Mapping[str, Arra
             options["contrast_limits"] = (-limit, limit)
         layers.append((source.embed(coefficients), options, "image"))
     return layers
+
+
+def signed_colors() -> Any:
+    """Return a colormap for coefficients: negative blue, zero black and so invisible when added, positive orange."""
+    from napari.utils import Colormap
+
+    return Colormap([[0.25, 0.65, 1, 1], [0, 0, 0, 1], [1, 0.6, 0.15, 1]], name="blue, black, orange")
+
+
+def subband_name(band: Mapping[str, Any]) -> str:
+    """Return a sub-band's name as short as a layer list needs it.
+
+    Examples
+    --------
+    >>> subband_name({"level": 1, "edge_angle": 67.5, "name": "level 1 (fine), edges at 68°"})
+    'Edges at 68° (level 1)'
+    """
+    if band.get("edge_angle") is None:
+        return str(band["name"]).capitalize()
+    return f"Edges at {band['edge_angle']:.0f}° (level {band['level']})"
 
 
 def _strongest(bands: Sequence[Mapping[str, Any]], level: Any) -> str:

@@ -71,7 +71,7 @@ class Panel(QWidget):
         _theme.follow(viewer, self, self._apply_theme)
 
     def _build(self, note: str) -> None:
-        self.setMinimumWidth(WIDTH - 40)
+        self.setMinimumWidth(WIDTH)
         content = QWidget()
         content.setLayout(self.column)
         self.column.setContentsMargins(8, 8, 8, 8)

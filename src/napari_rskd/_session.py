@@ -84,7 +84,7 @@ def session_of(viewer: Any) -> Session:
 def bundled_models() -> tuple[Model, ...]:
     """Return the weight files that came with the package."""
     return tuple(
-        Model(name=f"{name.replace('-', ' ').capitalize()} (comes with RSKD)", source=str(path))
+        Model(name=name.replace("-", " ").capitalize(), source=str(path))
         for name, path in BUNDLED.items()
         if path.is_file()
     )

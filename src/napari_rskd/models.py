@@ -129,6 +129,7 @@ def passport_words(passport: Mapping[str, Any]) -> str:
     spec, card = passport["spec"], dict(passport["card"])
     swatches = [f"<span style='color:{c['color']}'>■</span> {c['name']}" for c in spec["classes"][1:]]
     rows = {
+        "Name": spec["name"],
         "Finds": ", ".join(swatches),
         "Expects": ", ".join(filter(None, [spec["modality"], _channel_words(spec)])),
         "Network": f"{spec['encoder']}, {spec['image_size']} px tiles, {spec['patch_size']} px tokens",

@@ -19,6 +19,13 @@ from rskd.config import RankOptions
 from rskd.jobs import Outcome, RankJob
 
 ROLES = ("teacher", "student")
+AGREEMENT = {
+    "spearman": "Rank correlation (Spearman)",
+    "kendall": "Rank correlation (Kendall)",
+    "weighted_tau": "The same, top weighted (τ)",
+    "overlap": "Share of the top in common",
+    "ndcg": "Student finds teacher's top (NDCG)",
+}
 
 
 class TokensWidget(Panel):
@@ -111,7 +118,7 @@ def agreement_words(agreement: Mapping[str, Any]) -> str:
     Examples
     --------
     >>> agreement_words({"spearman": 0.5})
-    '<b>Teacher and student agree</b><br>Spearman: 0.50'
+    '<b>Agreement of teacher and student</b><br>Rank correlation (Spearman): 0.50'
     """
-    numbers = [f"{words(key)}: {value:.2f}" for key, value in agreement.items() if isinstance(value, float)]
-    return "<br>".join(["<b>Teacher and student agree</b>", *numbers]) if numbers else ""
+    numbers = [f"{AGREEMENT.get(key, words(key))}: {value:.2f}" for key, value in agreement.items()]
+    return "<br>".join(["<b>Agreement of teacher and student</b>", *numbers]) if numbers else ""
