@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from rskd.config_base import Config as Config
+from rskd.config_base import Fraction as Fraction
+from rskd.config_base import Weight as Weight
+from rskd.config_losses import BaselineOptions as BaselineOptions
+from rskd.config_losses import TaskLossOptions as TaskLossOptions
 
 PyramidFilter = Literal["9-7", "5-3", "burt"]
 DirectionalFilter = Literal["pkva6", "pkva8", "pkva12", "dmaxflat4"]
@@ -20,15 +26,7 @@ RankingLoss = Literal[
     "topk_listmle", "listmle", "listnet", "kl_importance", "pairwise_hinge", "pairwise_logistic",
     "lambdarank", "approx_ndcg", "rankdistil", "soft_spearman",
 ]  # fmt: skip
-Weight = Annotated[float, Field(ge=0, le=1000)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
-
-
-class Config(BaseModel):
-    """Base of every parameter group: frozen, and a typo is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- models
@@ -192,6 +190,8 @@ class TrainOptions(Config):
     """Seed of everything random."""
     checkpoint_minutes: Annotated[float, Field(ge=0, le=600)] = 2.0
     """A checkpoint is written at every epoch, and within one at least this often; 0 = after every step."""
+    loss: TaskLossOptions = TaskLossOptions()
+    """The loss on the masks."""
 
 
 class LogitsOptions(Config):
@@ -256,6 +256,12 @@ class FusionOptions(Config):
     """Channels inside the cascade; even."""
     stages: Annotated[int, Field(ge=1, le=12)] = 4
     """Number of encoder stages."""
+    target: Literal["standardised", "raw"] = "standardised"
+    """The teacher's maps: mean 0 and deviation 1 over the channels of every pixel, or as they are."""
+    student_stages: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Stages of the student to match, from 0, shallow to deep; empty = spread evenly over the depth."""
+    teacher_stages: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """The teacher's stage for each of these; empty = at the same depth."""
 
     @field_validator("width")
     @classmethod
@@ -263,6 +269,15 @@ class FusionOptions(Config):
         if width % 8:
             raise ValueError(f"width={width} must be a multiple of 8: use {max(8, width // 8 * 8)}")
         return width
+
+    @model_validator(mode="after")
+    def _paired(self) -> FusionOptions:
+        if len(self.student_stages) != len(self.teacher_stages):
+            raise ValueError(
+                f"student_stages names {len(self.student_stages)} stages and teacher_stages "
+                f"{len(self.teacher_stages)}: name as many of each"
+            )
+        return self
 
 
 class DistillOptions(Config):
@@ -279,4 +294,9 @@ class DistillOptions(Config):
     task: Weight = 1.0
     """Weight of the segmentation loss on the masks; 0 = learn from the teacher alone."""
     ramp: Fraction = 0.1
-    """Share of the steps over which the three feature terms rise to their weight."""
+    """Share of the steps over which the three feature terms and the baselines rise to their weight."""
+    baselines: BaselineOptions = BaselineOptions()
+    """Published methods to compare with."""
+    calibrate: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Set the weights once, after 100 steps, so that the gradient of every distillation term is this many times that
+    of the task; its own weight is a factor on top. 0 = weights are taken as they are."""

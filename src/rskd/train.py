@@ -96,7 +96,8 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
     with torch.random.fork_rng():
         torch.manual_seed(job.training.seed)
         student, teacher = _networks(job, training[0])
-        objective = Objective(student, teacher, job.distillation if isinstance(job, DistillJob) else TASK_ONLY)
+        terms = job.distillation if isinstance(job, DistillJob) else TASK_ONLY
+        objective = Objective(student, teacher, terms, job.training.loss)
     yield Message(
         f"{len(training)} images to train on, {len(validation)} for validation; on {device} with {threads} threads."
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rskd.distillation.logits import logits_loss, soft_dice_loss, task_loss
+from rskd.distillation.logits import logits_loss
+from rskd.distillation.task import soft_dice_loss, task_loss
 
 
 @pytest.fixture(autouse=True)

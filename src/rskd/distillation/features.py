@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from rskd.importance.attention import observe_attention
+from rskd.errors import ModelError
+from rskd.importance.attention import TokenImportance, observe_attention
+from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, feature_stages, observe_features
+from rskd.importance.sites import attention_sites
 from rskd.models.segmenter import Segmenter, tokens_to_map
 
 
@@ -18,13 +20,13 @@ class Taps:
     """Where to look; nothing is recorded that is not asked for."""
 
     stages: tuple[int, ...] = ()
-    """Blocks whose tokens are wanted as maps, shallow to deep."""
+    """Stages (the blocks of a plain transformer) whose maps are wanted, shallow to deep."""
     importance: tuple[int, ...] = ()
     """Blocks whose token importance is wanted."""
     definition: str = "received"
     """What counts as importance."""
     texture: bool = False
-    """Whether the map of the stem is wanted."""
+    """Whether the map that carries texture is wanted."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,64 @@ class Features:
     logits: Tensor
     """B K H W."""
     grid: tuple[int, int]
-    """Rows and columns of the token grid."""
+    """Rows and columns of the coarsest grid: that of the tokens of a plain transformer."""
     stages: tuple[Tensor, ...] = ()
-    """Token maps of the chosen blocks: B D h w."""
+    """Maps of the chosen stages: B D_i h_i w_i."""
     importance: tuple[Tensor, ...] = ()
-    """Token importance of the chosen blocks: B N, each row sums to 1."""
+    """Token importance of the chosen blocks: B N_i, each row sums to 1."""
     texture: Tensor | None = None
-    """Map of the convolutional stem at `texture_level`: B C H' W'."""
+    """Map that carries texture: that of the stem at `texture_level`, B C H' W', or the first stage without a stem."""
+    importance_layout: tuple[TokenImportance, ...] = ()
+    """The same importance with its grid and its windows."""
 
 
 def texture_level(model: Segmenter) -> int:
     """Return the level of the stem that carries texture: half resolution, or full where there is no other."""
     return min(1, len(model.spec.stem_widths) - 1)
+
+
+def texture_width(model: Segmenter) -> int:
+    """Return the channels of the map that carries texture."""
+    return model.spec.stem_widths[texture_level(model)] if model.stem is not None else stage_widths(model)[0]
+
+
+def stage_widths(model: Segmenter) -> tuple[int, ...]:
+    """Return the channels of every stage of the encoder, shallow to deep; of a plain transformer, of every block.
+
+    Examples
+    --------
+    >>> from rskd.models.presets import fresh_spec
+    >>> stage_widths(Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"])))
+    (64, 64, 64)
+    """
+    info = model.encoder.feature_info
+    records = getattr(info, "info", info)
+    widths = tuple(int(record["num_chs"]) for record in records)
+    if len(widths) != len(feature_stages(model)):
+        raise ModelError(
+            f"The encoder {model.spec.encoder} names {len(widths)} stages of which {len(feature_stages(model))} can be "
+            "observed: distil its logits alone, or choose another encoder."
+        )
+    return widths
+
+
+def importance_depth(model: Segmenter, definition: str) -> int:
+    """Return the number of blocks whose importance can be asked for.
+
+    Raises
+    ------
+    ModelError
+        If the definition needs attention and the network has none.
+    """
+    if definition in FEATURE_DEFINITIONS:
+        return len(feature_stages(model))
+    depth = len(attention_sites(model))
+    if not depth:
+        raise ModelError(
+            f"The encoder {model.spec.encoder} has no attention to rank tokens by: set the definition of the ranking "
+            "term to 'at' or 'feature_norm', or its weight to 0."
+        )
+    return depth
 
 
 def observe(model: Segmenter, images: Tensor, taps: Taps) -> Features:
@@ -71,28 +119,31 @@ def observe(model: Segmenter, images: Tensor, taps: Taps) -> Features:
     """
     patch = model.spec.patch_size
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
-    seen: dict[Any, Tensor] = {}
+    stem_seen: list[Tensor] = []
+    stages = set(taps.stages) | ({0} if taps.texture and model.stem is None else set())
     with ExitStack() as stack:
-        for block in taps.stages:
-            stack.callback(_record(model.encoder.blocks[block], seen, block).remove)
-        if taps.texture:
-            stack.callback(_record(model.stem.levels[texture_level(model)], seen, "texture").remove)
+        seen = stack.enter_context(observe_features(model, sorted(stages))) if stages else {}
+        if taps.texture and model.stem is not None:
+            stack.callback(_record(model.stem.levels[texture_level(model)], stem_seen).remove)
         attention = None
         if taps.importance:
             attention = stack.enter_context(observe_attention(model, taps.importance, definition=taps.definition))
         logits = model(images)
-        importance = tuple(attention[block].scores for block in taps.importance) if attention else ()
-    prefix = model.encoder.num_prefix_tokens
-    stages = tuple(tokens_to_map(seen[block][:, prefix:], grid) for block in taps.stages)
-    return Features(logits, grid, stages, importance, seen.get("texture"))
+        layout = tuple(attention[block] for block in taps.importance) if attention else ()
+    texture = (stem_seen[0] if stem_seen else _as_map(seen[0])) if taps.texture else None
+    maps = tuple(_as_map(seen[stage]) for stage in taps.stages)
+    return Features(logits, grid, maps, tuple(importance.scores for importance in layout), texture, layout)
 
 
-def _record(module: nn.Module, seen: dict[Any, Tensor], name: object) -> Any:
+def _as_map(features: TokenFeatures) -> Tensor:
+    return tokens_to_map(features.tokens, features.grid)  # B N D -> B D h w
+
+
+def _record(module: nn.Module, seen: list[Tensor]) -> RemovableHandle:
     def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-        seen[name] = output
+        seen[:] = [output]
 
-    remember: Callable[..., None] = hook
-    return module.register_forward_hook(remember)
+    return module.register_forward_hook(hook)
 
 
 def match_blocks(student_depth: int, teacher_depth: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -52,11 +52,11 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return loss / total
 
 
-def channel_wise_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean over channels of ``KL(softmax_space(teacher) ‖ softmax_space(student))`` (CWD with T = 1)."""
-    log_student = F.log_softmax(student.flatten(2), dim=2)
-    log_teacher = F.log_softmax(teacher.flatten(2), dim=2)
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(2).mean()
+def channel_wise_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return ``T² · mean over channels of KL(softmax_space(teacher / T) ‖ softmax_space(student / T))``, as in CWD."""
+    log_student = F.log_softmax(student.flatten(2) / temperature, dim=2)
+    log_teacher = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
+    return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(2).mean()
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -136,6 +136,7 @@ class FusionTerm(nn.Module):
             )
         width = options.width
         self.loss = LOSSES[options.loss]
+        self.target = TARGETS[options.target]
         self.enter = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.GroupNorm(GROUPS, width)) for c in student_channels
         )
@@ -154,7 +155,7 @@ class FusionTerm(nn.Module):
             if deeper is not None:
                 fused = self.fusions[i](fused, F.interpolate(deeper, fused.shape[2:], mode="nearest"))
             deeper = fused = self._refined(i, fused)
-            losses.append(self.loss(*_same_grid(self.leave[i](fused), channel_norm(teacher[i].detach()))))
+            losses.append(self.loss(*same_grid(self.leave[i](fused), self.target(teacher[i].detach()))))
         return torch.stack(losses).mean()
 
     def _refined(self, stage: int, fused: Tensor) -> Tensor:
@@ -169,7 +170,15 @@ def channel_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
-def _same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of both maps to the grid of the smaller."""
+def unchanged(x: Tensor) -> Tensor:
+    """Return `x`: ReviewKD compares with the teacher's maps as they are."""
+    return x
+
+
+TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"standardised": channel_norm, "raw": unchanged}
+
+
+def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool the larger of both maps (B, C, H, W) to the grid of the smaller."""
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return F.adaptive_avg_pool2d(student, grid), F.adaptive_avg_pool2d(teacher, grid)

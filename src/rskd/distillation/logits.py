@@ -1,55 +1,9 @@
-"""The losses on the logits: the task itself, and pixel-wise knowledge distillation."""
+"""Pixel-wise knowledge distillation on the logits."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def task_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return cross-entropy plus soft Dice loss over the labelled pixels.
-
-    Parameters
-    ----------
-    logits
-        B K H W.
-    target
-        B H W, class index; negative = no label, which counts nowhere.
-
-    Returns
-    -------
-    Tensor
-        Scalar; 0 where no pixel is labelled. Dice is taken over the whole batch, per class that occurs.
-
-    Examples
-    --------
-    >>> logits = torch.tensor([[[[50.0]], [[-50.0]]]])
-    >>> round(task_loss(logits, torch.tensor([[[0]]])).item(), 6)
-    0.0
-    """
-    labelled = target >= 0
-    if not labelled.any():
-        return logits.sum() * 0
-    cross_entropy = F.cross_entropy(logits, target.clamp(min=-1), ignore_index=-1)
-    return cross_entropy + soft_dice_loss(logits, target)
-
-
-def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return 1 − mean soft Dice over the classes that occur in the labelled pixels.
-
-    Dice of a class is ``2 Σ p·t / (Σ p + Σ t)`` over the labelled pixels of the batch, the background left out where
-    another class occurs.
-    """
-    labelled = (target >= 0)[:, None]  # B 1 H W
-    truth = F.one_hot(target.clamp(min=0), logits.shape[1]).movedim(-1, 1) * labelled  # B K H W
-    probability = logits.softmax(1) * labelled
-    axes = (0, 2, 3)
-    dice = 2 * (probability * truth).sum(axes) / ((probability + truth).sum(axes)).clamp(min=1e-6)
-    occurs = truth.sum(axes) > 0
-    if occurs[1:].any():
-        occurs = occurs & (torch.arange(len(occurs), device=occurs.device) > 0)
-    return 1 - dice[occurs].mean()
 
 
 def logits_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -69,6 +23,7 @@ def logits_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -
 
     Examples
     --------
+    >>> import torch
     >>> z = torch.randn(1, 3, 2, 2)
     >>> logits_loss(z, z).abs().item() < 1e-6
     True

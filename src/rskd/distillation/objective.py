@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rskd.config import DistillOptions
-from rskd.distillation.features import Features, Taps, match_blocks, observe, texture_level
+from rskd.config import DistillOptions, FusionOptions, TaskLossOptions
+from rskd.distillation.baselines.stages import Widths
+from rskd.distillation.baselines.table import BASELINES, chosen, stage_pairs
+from rskd.distillation.calibration import Calibration
+from rskd.distillation.features import (
+    Features,
+    Taps,
+    importance_depth,
+    match_blocks,
+    observe,
+    stage_widths,
+    texture_width,
+)
 from rskd.distillation.fusion import FusionTerm
-from rskd.distillation.logits import logits_loss, task_loss
+from rskd.distillation.logits import logits_loss
 from rskd.distillation.ranking import RankingTerm
+from rskd.distillation.task import task_loss
 from rskd.distillation.texture import TextureTerm
+from rskd.errors import ParameterError
 from rskd.models.segmenter import Segmenter
 
-RAMPED = ("ranking", "texture", "fusion")
-"""The feature terms, which rise to their weight; the task and the logits count from the first step."""
+Seen = TypeVar("Seen", Widths, Features)
+Pairs = tuple[tuple[int, int], ...]
+"""Stages of student and teacher that are compared."""
+UNRAMPED = ("task", "logits")
+"""The terms that count from the first step; all others rise to their weight."""
+_DEFAULT_TASK = TaskLossOptions()
 
 
 class Objective(nn.Module):
@@ -32,74 +51,138 @@ class Objective(nn.Module):
         The network to learn from, already in evaluation mode; ``None`` = train on the masks alone.
     options
         Terms and weights; a term of weight 0 is neither built nor observed.
+    task
+        The loss on the masks.
     """
 
-    def __init__(self, student: Segmenter, teacher: Segmenter | None, options: DistillOptions) -> None:
+    def __init__(
+        self,
+        student: Segmenter,
+        teacher: Segmenter | None,
+        options: DistillOptions,
+        task: TaskLossOptions = _DEFAULT_TASK,
+    ) -> None:
         super().__init__()
         self.student = student
         self.options = options
+        self.task = task
         self._teacher = (
             () if teacher is None else (teacher.eval().requires_grad_(False),)
         )  # a tuple hides it from torch
         self.terms = nn.ModuleDict()
         self._student_taps, self._teacher_taps = Taps(), Taps()
+        self._places: dict[str, tuple[int, ...]] = {}
         if teacher is not None:
             self._add_terms(student, teacher)
+        self.calibration = Calibration(options.calibrate) if options.calibrate else None
 
     def _add_terms(self, student: Segmenter, teacher: Segmenter) -> None:
         options = self.options
-        depths = len(student.encoder.blocks), len(teacher.encoder.blocks)
-        ranked = match_blocks(*depths, options.ranking.layers) if options.ranking.weight else ((), ())
-        staged = match_blocks(*depths, options.fusion.stages) if options.fusion.weight else ((), ())
+        pairs = self._match_stages(student, teacher)
+        ranked = _match_importance(student, teacher, options) if options.ranking.weight else ((), ())
         texture = options.texture.weight > 0
+        shallow = texture or any(BASELINES[name].sees == "texture" for name in chosen(options.baselines))
         self._student_taps, self._teacher_taps = (
-            Taps(stages, importance, options.ranking.definition, texture)
-            for stages, importance in zip(staged, ranked, strict=True)
+            Taps(tuple(pair[side] for pair in pairs), ranked[side], options.ranking.definition, shallow)
+            for side in (0, 1)
         )
+        widths = [
+            Widths(
+                tuple(stage_widths(model)[pair[side]] for pair in pairs) if pairs else (),
+                texture_width(model) if shallow else 0,
+            )
+            for side, model in enumerate((student, teacher))
+        ]
         if options.ranking.weight:
             self.terms["ranking"] = RankingTerm(options.ranking)
         if texture:
-            narrow, wide = (model.spec.stem_widths[texture_level(model)] for model in (student, teacher))
-            self.terms["texture"] = TextureTerm(narrow, wide, options.texture)
+            self.terms["texture"] = TextureTerm(widths[0].texture, widths[1].texture, options.texture)
         if options.fusion.weight:
-            narrow, wide = (model.encoder.num_features for model in (student, teacher))
-            stages = len(staged[0])
-            self.terms["fusion"] = FusionTerm([narrow] * stages, [wide] * stages, options.fusion)
+            own = [self._pick(side, "fusion").stages for side in widths]
+            self.terms["fusion"] = FusionTerm(own[0], own[1], options.fusion)
+        for name, own_options in chosen(options.baselines).items():
+            mine, theirs = (self._pick(side, name) for side in widths)
+            self.terms[name] = BASELINES[name].build(mine, theirs, own_options)
+
+    def _match_stages(self, student: Segmenter, teacher: Segmenter) -> Pairs:
+        """Return every pair of stages that some term compares, and note which term compares which."""
+        wanted: dict[str, Pairs] = {}
+        methods = [name for name in chosen(self.options.baselines) if BASELINES[name].sees not in ("logits", "texture")]
+        if self.options.fusion.weight or methods:
+            depths = len(stage_widths(student)), len(stage_widths(teacher))
+            if self.options.fusion.weight:
+                wanted["fusion"] = _fusion_pairs(self.options.fusion, *depths)
+            wanted |= {name: stage_pairs(BASELINES[name].sees, *depths) for name in methods}
+        pairs = tuple(dict.fromkeys(pair for own in wanted.values() for pair in own))
+        self._places = {name: tuple(pairs.index(pair) for pair in own) for name, own in wanted.items()}
+        return pairs
+
+    def _pick(self, seen: Seen, term: str) -> Seen:
+        """Return `seen` with the stages that a term compares, and no others."""
+        return replace(seen, stages=tuple(seen.stages[place] for place in self._places.get(term, ())))
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Return every term, unweighted, for images (B, C, H, W) and targets (B, H, W; negative = no label)."""
         student = observe(self.student, images, self._student_taps)
         losses = {}
         if self.options.task:
-            losses["task"] = task_loss(student.logits, targets)
+            losses["task"] = task_loss(student.logits, targets, self.task)
         for model in self._teacher:
             with torch.no_grad():
                 teacher = observe(model, images, self._teacher_taps)
-            losses |= self._distillation(student, teacher)
+            losses |= self._distillation(student, teacher, targets)
         return losses
 
-    def _distillation(self, student: Features, teacher: Features) -> dict[str, Tensor]:
+    def _distillation(self, student: Features, teacher: Features, targets: Tensor) -> dict[str, Tensor]:
         losses = {}
         if self.options.logits.weight:
             temperature = self.options.logits.temperature
             losses["logits"] = logits_loss(student.logits, teacher.logits, temperature=temperature)
-        if "ranking" in self.terms:
-            pairs = zip(student.importance, teacher.importance, strict=True)
-            ranked = [self.terms["ranking"](s, t, student.grid, teacher.grid) for s, t in pairs]
-            losses["ranking"] = torch.stack(ranked).mean()
-        if "texture" in self.terms:
-            losses["texture"] = self.terms["texture"](student.texture, teacher.texture)
-        if "fusion" in self.terms:
-            losses["fusion"] = self.terms["fusion"](student.stages, teacher.stages)
+        for name, term in self.terms.items():
+            if name == "ranking":
+                losses[name] = _ranking(term, student, teacher)
+            elif name == "texture":
+                losses[name] = term(student.texture, teacher.texture)
+            else:
+                mine, theirs = self._pick(student, name), self._pick(teacher, name)
+                losses[name] = term(mine.stages, theirs.stages) if name == "fusion" else term(mine, theirs, targets)
         return losses
 
     def total(self, losses: Mapping[str, Tensor], *, ramp: float = 1.0) -> Tensor:
-        """Return the weighted sum of `losses`; `ramp` (0 … 1) scales the feature terms."""
+        """Return the weighted sum of `losses`; `ramp` (0 … 1) scales the feature terms and the baselines."""
+        if self.calibration is not None and torch.is_grad_enabled():
+            self.calibration.see(losses, list(self.student.parameters()))
         return torch.stack([self.weight(name, ramp=ramp) * loss for name, loss in losses.items()]).sum()
 
     def weight(self, name: str, *, ramp: float = 1.0) -> float:
         """Return the weight of the term `name`."""
         if name == "task":
             return self.options.task
-        weight: float = getattr(self.options, name).weight
-        return weight * ramp if name in RAMPED else weight
+        group = self.options.baselines if name in BASELINES else self.options
+        weight: float = getattr(group, name).weight
+        if self.calibration is not None:
+            weight *= self.calibration.factor(name)
+        return weight if name in UNRAMPED else weight * ramp
+
+
+def _fusion_pairs(options: FusionOptions, student_depth: int, teacher_depth: int) -> Pairs:
+    if not options.student_stages:
+        return tuple(zip(*match_blocks(student_depth, teacher_depth, options.stages), strict=True))
+    for whose, stages, depth in (
+        ("student", options.student_stages, student_depth),
+        ("teacher", options.teacher_stages, teacher_depth),
+    ):
+        if max(stages) >= depth or list(stages) != sorted(set(stages)):
+            raise ParameterError(f"{whose}_stages={stages}: name stages from 0 to {depth - 1}, shallow to deep.")
+    return tuple(zip(options.student_stages, options.teacher_stages, strict=True))
+
+
+def _match_importance(student: Segmenter, teacher: Segmenter, options: DistillOptions) -> tuple[tuple[int, ...], ...]:
+    definition = options.ranking.definition
+    depths = importance_depth(student, definition), importance_depth(teacher, definition)
+    return match_blocks(*depths, options.ranking.layers)
+
+
+def _ranking(term: nn.Module, student: Features, teacher: Features) -> Tensor:
+    pairs = zip(student.importance_layout, teacher.importance_layout, strict=True)
+    return torch.stack([term(s.scores, t.scores, s.grid, t.grid, windows=s.windows) for s, t in pairs]).mean()

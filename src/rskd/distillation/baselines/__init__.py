@@ -1,0 +1,1 @@
+"""Published distillation methods and controls, to compare with under the same roof."""
