@@ -170,12 +170,8 @@ def _engine() -> str:
     job = ContourletJob(options=ContourletOptions(levels=(2,)))
     began = time.perf_counter()
     with Engine() as engine:
-        task = engine.run(job, {"image": np.eye(64)})
-        while True:
-            try:
-                next(task)
-            except StopIteration:
-                break
+        for _ in engine.run(job, {"image": np.eye(64)}):
+            pass
         ready = time.perf_counter() - began
     if engine.alive:
         raise _WrongError("the engine does not stop.")

@@ -65,6 +65,7 @@ def run(job: Job, arrays: Arrays = NOTHING) -> Task[Outcome]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from rskd.config import ContourletOptions
     >>> from rskd.events import drain
     >>> job = ContourletJob(options=ContourletOptions(levels=(2,), border="periodic"))

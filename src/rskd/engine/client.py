@@ -49,15 +49,12 @@ class Engine:
     --------
     >>> import numpy as np
     >>> from rskd.config import ContourletOptions
+    >>> from rskd.events import drain
     >>> from rskd.jobs import ContourletJob
     >>> with Engine() as engine:
-    ...     task = engine.run(ContourletJob(options=ContourletOptions(levels=(2,))), {"image": np.zeros((64, 64))})
-    ...     while True:
-    ...         try:
-    ...             event = next(task)
-    ...         except StopIteration as end:
-    ...             break
-    >>> end.value.arrays["lowpass"].shape
+    ...     job = ContourletJob(options=ContourletOptions(levels=(2,)))
+    ...     outcome = drain(engine.run(job, {"image": np.zeros((64, 64))}))
+    >>> outcome.arrays["lowpass"].shape
     (32, 32)
     """
 
