@@ -109,6 +109,15 @@ def test_a_split_is_a_partition_of_the_wanted_size(count: int, share: float, see
     assert (train, validation) == split_cases(cases, options, seed)
 
 
+@given(st.integers(2, 20), st.integers(1, 4), st.floats(0.1, 0.5), st.integers(0, 1000))
+def test_a_patient_is_on_one_side(patients: int, frames: int, share: float, seed: int) -> None:
+    names = [f"patient{p:03d}_frame{12 * f:02d}" for p in range(patients) for f in range(frames)]
+    cases = [Case(name, Path(f"{name}.nii.gz")) for name in names]
+    train, validation = split_cases(cases, DataOptions(images=Path(), validation_share=share), seed)
+    assert not {case.name[:10] for case in train} & {case.name[:10] for case in validation}
+    assert 0 <= len(validation) - max(1, round(share * len(cases))) < frames
+
+
 def test_named_cases_are_kept_for_validation() -> None:
     cases = [Case(name, Path(f"{name}.nii.gz")) for name in "abc"]
     train, validation = split_cases(cases, DataOptions(images=Path(), validation=("c", "a.nii.gz")), seed=0)

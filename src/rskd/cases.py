@@ -80,6 +80,9 @@ def find_cases(options: DataOptions) -> list[Case]:
 def split_cases(cases: Sequence[Case], options: DataOptions, seed: int) -> tuple[list[Case], list[Case]]:
     """Return the cases to train on and those kept for validation.
 
+    Where files differ by several numbers, those that share the first (patient001_frame01, patient001_frame12) stay
+    on one side: planes of one patient on both sides would make the validation look better than it is.
+
     Parameters
     ----------
     cases
@@ -108,9 +111,7 @@ def split_cases(cases: Sequence[Case], options: DataOptions, seed: int) -> tuple
             raise DataError(f"The validation image {unknown[0]} is not among the {len(cases)} images: check its name.")
         chosen = {case.name for case in cases if {case.name, case.image.name} & kept}
     else:
-        count = max(1, round(options.validation_share * len(cases)))
-        drawn = np.random.default_rng(seed).permutation(len(cases))[:count]
-        chosen = {cases[index].name for index in drawn}
+        chosen = _draw(cases, max(1, round(options.validation_share * len(cases))), seed)
     if not 0 < len(chosen) < len(cases):
         raise DataError(
             f"Of {len(cases)} images {len(chosen)} would be kept for validation: at least one is needed on both sides, "
@@ -148,6 +149,19 @@ def read_case(case: Case, spec: ModelSpec) -> CaseArrays:
     if case.region is not None:
         region = _partner_values(case.region, scan) != 0
     return CaseArrays(image, mask, region)
+
+
+def _draw(cases: Sequence[Case], count: int, seed: int) -> set[str]:
+    """Draw groups of cases that belong together until there are at least `count` cases."""
+    groups: dict[object, list[str]] = {}
+    for (path, numbers), case in zip(_numbers([case.image for case in cases]).items(), cases, strict=True):
+        groups.setdefault(numbers[0] if len(numbers) > 1 else path, []).append(case.name)
+    members = list(groups.values())
+    chosen: set[str] = set()
+    for index in np.random.default_rng(seed).permutation(len(members)):
+        if len(chosen) < count:
+            chosen.update(members[index])
+    return chosen
 
 
 def _stem(path: Path) -> str:

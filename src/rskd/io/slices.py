@@ -64,7 +64,7 @@ class Slices:
         plane = np.asarray(self._scan.data[tuple(place.get(axis, slice(None)) for axis in self._scan.axes)])
         left = [axis for axis in self._scan.axes if axis not in place]
         plane = plane.transpose([left.index(axis) for axis in _PLANE if axis in left])
-        return plane.reshape(-1, *self.plane_shape)[: self._channels]
+        return np.ascontiguousarray(plane.reshape(-1, *self.plane_shape)[: self._channels])
 
     def __iter__(self) -> Iterator[NDArray[np.generic]]:
         return (self[index] for index in range(len(self)))

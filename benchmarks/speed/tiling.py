@@ -1,0 +1,182 @@
+"""Tiled inference against a bare loop over the same tiles, and against MONAI's `sliding_window_inference`.
+
+Times are CPU times of one thread, so that a busy machine does not blur them; ratios are medians over paired repeats.
+The bare loop cuts, runs and overwrites, without any blending; "one buffer" is the same loop with its input tensor
+allocated once, as ours has it. The null network (a 16 x 16 convolution of stride 16, enlarged again) shows the frame
+alone, the real one is a small Segmenter with random weights.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import psutil
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rskd.config import ModelSpec, SegmentOptions
+from rskd.events import drain
+from rskd.models.presets import fresh_spec
+from rskd.models.segmenter import Segmenter
+from rskd.scan import Scan
+from rskd.segment import segment
+from rskd.tiling import Tiling, predict_tiled
+
+TILE, BATCH, CLASSES = 256, 4, 2
+Method = Callable[[nn.Module, Tensor, float], Tensor]
+
+
+class Null(nn.Module):
+    """The cheapest network that still looks at every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = ModelSpec(name="null", in_channels=3, image_size=TILE)
+        self.convolution = nn.Conv2d(3, CLASSES, 16, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.interpolate(self.convolution(images), scale_factor=16)
+
+
+def starts(image: Tensor, overlap: float) -> list[tuple[int, int]]:
+    grid = Tiling.over((image.shape[1], image.shape[2]), tile=TILE, overlap=overlap).grid
+    return [(row.start, column.start) for row, column in grid]
+
+
+def net_alone(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    batch = torch.zeros(BATCH, 3, TILE, TILE)
+    with torch.inference_mode():
+        for _ in range(0, len(starts(image, overlap)), BATCH):
+            result = network(batch)
+    return result
+
+
+def bare(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    canvas = torch.empty(CLASSES, *image.shape[1:])
+    places = starts(image, overlap)
+    with torch.inference_mode():
+        for first in range(0, len(places), BATCH):
+            part = places[first : first + BATCH]
+            logits = network(torch.stack([image[:, y : y + TILE, x : x + TILE] for y, x in part]))
+            for (y, x), tile in zip(part, logits, strict=True):
+                canvas[:, y : y + TILE, x : x + TILE] = tile
+    return canvas
+
+
+def bare_one_buffer(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    canvas = torch.empty(CLASSES, *image.shape[1:])
+    places = starts(image, overlap)
+    buffer = torch.empty(BATCH, 3, TILE, TILE)
+    with torch.inference_mode():
+        for first in range(0, len(places), BATCH):
+            part = places[first : first + BATCH]
+            for slot, (y, x) in zip(buffer, part, strict=False):
+                slot.copy_(image[:, y : y + TILE, x : x + TILE])
+            for (y, x), tile in zip(part, network(buffer[: len(part)]), strict=True):
+                canvas[:, y : y + TILE, x : x + TILE] = tile
+    return canvas
+
+
+def ours(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    canvas = torch.zeros(CLASSES, *image.shape[1:])
+    tiling = Tiling.over((image.shape[1], image.shape[2]), tile=TILE, overlap=overlap)
+    for _ in predict_tiled(network, [(image, canvas)], tiling, batch_size=BATCH):
+        pass
+    return canvas
+
+
+def monai(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    with torch.inference_mode():
+        result = sliding_window_inference(image[None], TILE, BATCH, network, overlap=overlap, mode="gaussian")
+    return result[0]
+
+
+METHODS: dict[str, Method] = {
+    "net calls only": net_alone,
+    "bare loop": bare,
+    "bare loop, one buffer": bare_one_buffer,
+    "ours": ours,
+    "MONAI gaussian": monai,
+}
+
+
+def cpu_times(network: nn.Module, image: Tensor, overlap: float, *, repeats: int) -> dict[str, list[float]]:
+    """Time all methods in turn, so that each repeat is a pair with the others."""
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    for repeat in range(repeats + 1):
+        for name, method in METHODS.items():
+            began = time.thread_time()
+            method(network, image, overlap)
+            if repeat:  # the first round warms up
+                times[name].append(time.thread_time() - began)
+    return times
+
+
+def print_table(title: str, network: nn.Module, image: Tensor, overlaps: Sequence[float], *, repeats: int) -> None:
+    print(f"\n{title}, {image.shape[1]} x {image.shape[2]}, tile {TILE}, batch {BATCH}, one thread")
+    print(f"{'overlap (tiles)':24}" + "".join(f"{o:>10} ({len(starts(image, o))})" for o in overlaps))
+    tables = [cpu_times(network, image, overlap, repeats=repeats) for overlap in overlaps]
+    for name in METHODS:
+        cells = []
+        for table in tables:
+            ratio = np.median(np.divide(table[name], table["bare loop"]))
+            cells.append(f"{1e3 * np.median(table[name]):8.0f} ms {ratio:5.2f}")
+        print(f"{name:24}" + " ".join(cells))
+
+
+def print_memory(size: int) -> None:
+    """Peak resident memory above the image, each method in a process of its own."""
+    print(f"\npeak memory above the image, null network, {size} x {size}, overlap 0.25")
+    print(f"{'the map alone':24}{CLASSES * size**2 * 4 / 2**20:10.0f} MiB")
+    for name in ("bare loop", "ours", "MONAI gaussian"):
+        command = [sys.executable, __file__, "--memory", name, str(size)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 (ourselves)
+        print(f"{name:24}{result.stdout.strip():>10} MiB")
+
+
+def peak_above_image(name: str, size: int) -> float:
+    """Return MiB; the network runs once before, so that its own buffers are there."""
+    torch.set_num_threads(1)
+    network = Null().eval()
+    METHODS[name](network, torch.rand(3, 2 * TILE, 2 * TILE), 0.25)
+    image = torch.rand(3, size, size)
+    before = psutil.Process().memory_info().rss
+    METHODS[name](network, image, 0.25)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
+
+
+def print_scaling(sizes: Sequence[int]) -> None:
+    """Whole `segment` (normalise, tiles, labels) with the null network: time per megapixel."""
+    print("\nsegment() with the null network, overlap 0.25, 8-bit RGB in, labels out")
+    for size in sizes:
+        image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+        began = time.thread_time()
+        drain(segment(Null().eval(), Scan(image, "yxc"), SegmentOptions(batch_size=BATCH)))
+        print(f"{size**2 / 1e6:8.1f} Mpx {1e3 * (time.thread_time() - began) / (size**2 / 1e6):8.1f} ms per Mpx")
+
+
+def main() -> None:
+    if "--memory" in sys.argv:
+        print(f"{peak_above_image(sys.argv[-2], int(sys.argv[-1])):.0f}")
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print_table("null network", Null().eval(), torch.rand(3, 2048, 2048), (0.0, 0.25, 0.5), repeats=11)
+    spec = fresh_spec("rskd-small", in_channels=3, classes=["vessel"]).model_copy(update={"image_size": TILE})
+    print_table("real network (rskd-small)", Segmenter(spec).eval(), torch.rand(3, 640, 640), (0.25,), repeats=7)
+    print_memory(6144)
+    print_scaling((1000, 2000, 4000, 6000))
+    image = torch.rand(CLASSES, 1001, 777)
+    error = (ours(nn.Identity(), image, 0.25) - image).abs().max()
+    print(f"\nlargest error on an identity network, 1001 x 777: {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()
