@@ -53,8 +53,8 @@ def starts(image: Tensor, overlap: float) -> list[tuple[int, int]]:
 def net_alone(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
     batch = torch.zeros(BATCH, 3, TILE, TILE)
     with torch.inference_mode():
-        for _ in range(0, len(starts(image, overlap)), BATCH):
-            result = network(batch)
+        for first in range(0, (count := len(starts(image, overlap))), BATCH):
+            result = network(batch[: count - first])
     return result
 
 

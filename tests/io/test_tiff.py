@@ -150,3 +150,15 @@ def test_channels_of_colours_are_too_many(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", ramp(2, 4, 6, 3), ome=True, photometric="rgb", metadata={"axes": "CYXS"})
     with pytest.raises(FileError, match="too many"):
         read_scan(tmp_path / "a.tif")
+
+
+def test_what_a_header_says_does_not_enter_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", ramp(4, 6), software="Jane Doe €".encode(), metadata=None)
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content.replace("€".encode(), b"\x81\x90\x9d"))  # in no usual encoding
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].tags["Software"].value
+    assert "Jane Doe" in caplog.text
+    caplog.clear()
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.tif").data, ramp(4, 6))
+    assert not caplog.text

@@ -60,7 +60,7 @@ class Slices:
     def __getitem__(self, index: int) -> NDArray[np.generic]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = dict(zip(self.stack_axes, np.unravel_index(index, self.stack_shape), strict=True))
+        place = dict(zip(self.stack_axes, map(int, np.unravel_index(index, self.stack_shape)), strict=True))
         plane = np.asarray(self._scan.data[tuple(place.get(axis, slice(None)) for axis in self._scan.axes)])
         left = [axis for axis in self._scan.axes if axis not in place]
         plane = plane.transpose([left.index(axis) for axis in _PLANE if axis in left])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def write(path: Path, scan: Scan) -> None:
 def _read(path: Path, *, colours: bool) -> Scan:
     import tifffile
 
-    with tifffile.TiffFile(path, _multifile=False) as file:
+    with _quiet(), tifffile.TiffFile(path, _multifile=False) as file:
         if not file.series:
             raise FileError(f"{path.name} is a TIFF without an image: export it again.")
         series = file.series[0]
@@ -85,6 +87,17 @@ def _read(path: Path, *, colours: bool) -> Scan:
         units=units if spacing else None,
         channels=names if len(names) == count else _colour_names(letters, count),
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tifffile's log still: it quotes headers, which may name a patient. What matters is raised anyway."""
+    logger = logging.getLogger("tifffile")
+    previous, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = previous
 
 
 def _check_whole(path: Path, file: Any, series: Any) -> None:
