@@ -10,13 +10,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel
-from pydantic import ValidationError as PydanticError
 from pydantic.fields import FieldInfo
 
 from rskd.engine.failures import explain
@@ -42,7 +42,13 @@ STOPPABLE = frozenset({"train", "distill", "resume"})
 INTERRUPTED = 130
 _INPUTS = frozenset({"model", "teacher", "student", "image", "run"})
 """Fields that need no flag: they may be given in order."""
-_TITLES = {"data": "Data", "training": "Training", "distillation": "Distillation", "options": "Options"}
+_TITLES = {
+    "data": "Data",
+    "training": "Training",
+    "distillation": "Distillation",
+    "options": "Options",
+    "compute": "Computer",
+}
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainJob,
     "distill": DistillJob,
@@ -70,8 +76,7 @@ def main(line: str | Sequence[str] | None = None) -> None:
     try:
         build_app()(line, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        wrong = error.__cause__ if isinstance(error.__cause__, PydanticError) else ParameterError(str(error))
-        _fail(wrong, "", debug=False)
+        _fail(ParameterError(str(error)), "", debug=False)
 
 
 def build_app() -> App:
@@ -123,40 +128,66 @@ def doctor() -> None:
 
 
 def _command(job_type: type[BaseModel]) -> Callable[..., None]:
-    """Return a command whose parameters are the fields of `job_type`; groups of fields lose their prefix."""
+    """Return a command with a flag for every field of `job_type`, in whatever group it is."""
 
-    def command(*args: Any, debug: bool = False, **fields: Any) -> None:
-        given = dict(zip(positional, args, strict=False)) | fields
+    def command(*inputs: Any, debug: bool = False, **fields: Any) -> None:
+        given: dict[str, Any] = {"kind": kind}
+        for name, value in (dict(zip(positional, inputs, strict=False)) | fields).items():
+            *groups, leaf = leaves[name].path
+            place = given
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[leaf] = value
         with _sentences(kind, debug=debug):
-            job = JOB.validate_python({"kind": kind, **given})
+            job = JOB.validate_python(given)
         _perform(job, debug=debug)
 
     kind = job_type.model_fields["kind"].default
-    parameters = [_parameter(name, field) for name, field in job_type.model_fields.items() if name != "kind"]
+    leaves = {"__".join(leaf.path): leaf for leaf in _leaves(job_type)}
+    parameters = [leaf.parameter(name) for name, leaf in leaves.items()]
     parameters.sort(key=lambda parameter: (parameter.kind, parameter.default is not inspect.Parameter.empty))
     positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    parameters.append(
-        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug),
-    )
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = job_type.__doc__
+    command.__doc__ = (job_type.__doc__ or "").split("\n")[0]
     return command
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    annotation: Any = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        group = Group(
-            _TITLES.get(name, name.capitalize()), sort_key=list(_TITLES).index(name) if name in _TITLES else 8
+@dataclass(frozen=True)
+class _Leaf:
+    """A field that is no group: where it is in its job, and the default that it has there."""
+
+    path: tuple[str, ...]
+    field: FieldInfo
+    default: Any
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """Return it as the parameter of a command; the outermost group is a heading, not a part of the flag."""
+        group, *inner = self.path
+        flag = "--" + ".".join(inner or [group]).replace("_", "-")
+        options: dict[str, Any] = {"name": flag, "help": self.field.description}
+        if inner:
+            options["group"] = Group(_TITLES[group], sort_key=list(_TITLES).index(group))
+        free = name in _INPUTS
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD if free else inspect.Parameter.KEYWORD_ONLY,
+            default=self.default,
+            annotation=Annotated[self.field.annotation, Parameter(**options)],
         )
-        annotation = Annotated[annotation, Parameter(name="*", group=group)]
-        kind: Any = inspect.Parameter.KEYWORD_ONLY
-    else:
-        annotation = Annotated[annotation, *field.metadata, Parameter(help=field.description)]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if name in _INPUTS else inspect.Parameter.KEYWORD_ONLY
-    default = inspect.Parameter.empty if field.is_required() else field.default
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _leaves(model: type[BaseModel], path: tuple[str, ...] = (), values: Any = None) -> Iterator[_Leaf]:
+    """Yield the fields of a job and of its groups (cyclopts would parse the source of every group: seconds)."""
+    for name, field in model.model_fields.items():
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        value = default if values is None else getattr(values, name)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _leaves(kind, (*path, name), value if isinstance(value, BaseModel) else None)
+        elif (*path, name) != ("kind",):
+            yield _Leaf((*path, name), field, value)
 
 
 # -------------------------------------------------------------------------------------------------- running and showing

@@ -89,7 +89,8 @@ def _memory(error: Exception, doing: str, less: str) -> ResourceError:
 
 def _invalid(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    loc = first["loc"][1:] if first["loc"][:1] and first["loc"][0] in _DOING else first["loc"]  # not the job's kind
+    where = ".".join(str(part) for part in loc)
     what = first["msg"].removeprefix("Value error, ")
     if where and first["type"] != "value_error" and isinstance(first["input"], str | int | float):
         where += f"={first['input']}"
