@@ -170,7 +170,7 @@ def expected(site: Site, dense: Dense, images: int, prefix: int, score: Callable
         heads: Any = getattr(site.module, "num_heads", 1) if len(weights) > images else 1
         weights = weights.view(-1, heads, *weights.shape[1:])
     windows = len(weights) // images
-    if windows > 1:
+    if windows > 1 or hasattr(site.owner, "window_size"):
         return _unpartition(site, dense, weights, images, score)
     scores = score(weights).mean(1)[:, prefix:]
     return scores / scores.sum(1, keepdim=True)
@@ -230,7 +230,7 @@ def check_site(model: nn.Module, images: Tensor, site: Site, dense: Dense, defin
     return float((got - truth).abs().max() * truth.shape[1])
 
 
-def build(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
+def build(name: str, *, side: int | None = None, **options: Any) -> tuple[nn.Module, Tensor]:
     """Return a network with random weights, with attention made less uniform, and two images."""
     torch.manual_seed(0)
     model = timm.create_model(name, **options).eval()
@@ -240,7 +240,7 @@ def build(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
             if named or not bool(parameter.any()):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     size = timm.data.resolve_model_data_config(model)["input_size"]
-    side = options.get("img_size", size[-1])
+    side = side or options.get("img_size", size[-1])
     return model, torch.randn(2, size[0], side, side)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rskd.config import RankingOptions
+from rskd.distillation.plackett_luce import topk_listmle
 from rskd.distillation.ranking import RankingTerm, is_flat, standardise
 from rskd.distillation.ranking_losses import (
     LOSSES,
@@ -22,7 +23,6 @@ from rskd.distillation.ranking_losses import (
     rankdistil,
     soft_spearman,
     sort_lists,
-    topk_listmle,
 )
 from rskd.errors import ParameterError
 
@@ -147,7 +147,9 @@ def test_padding_is_as_if_it_were_not_there():
     for name, loss in LOSSES.items():
         whole, cut = sort_lists(s, t, k=4, valid=valid), sort_lists(s[:, kept], t[:, kept], k=4)
         assert torch.allclose(loss(whole), loss(cut), rtol=0, atol=1e-12), name
-    assert torch.allclose(kl_importance(s.exp(), t, valid=valid), kl_importance(s.exp()[:, kept], t[:, kept]), atol=1e-9)
+    assert torch.allclose(
+        kl_importance(s.exp(), t, valid=valid), kl_importance(s.exp()[:, kept], t[:, kept]), atol=1e-9
+    )
 
 
 def test_k_is_clamped_and_ties_keep_the_order_of_tokens():
@@ -180,7 +182,10 @@ def test_other_losses_equal_brute_force(seed):
     place = {j: r for r, j in enumerate(sorted(range(n), key=lambda j: -a[j]))}
     ideal = sum(b[j] / math.log2(r + 2) for r, j in enumerate(order[:k]))
     change = sum(
-        abs(1 / math.log2(place[i] + 2) - 1 / math.log2(place[j] + 2)) * abs(b[i] - b[j]) / ideal * softplus(a[j] - a[i])
+        abs(1 / math.log2(place[i] + 2) - 1 / math.log2(place[j] + 2))
+        * abs(b[i] - b[j])
+        / ideal
+        * softplus(a[j] - a[i])
         for r, i in enumerate(order[:k])
         for j in order[r + 1 :]
     )
@@ -207,7 +212,7 @@ def test_other_losses_equal_brute_force(seed):
 
 
 def moved(loss, *, steps: int = 400) -> Tensor:
-    """Return scores (1, 64) that started as the teacher's order reversed and minimised `loss`; the teacher is 64 … 1."""
+    """Return scores (1, 64) that started in the opposite order and minimised `loss`; the teacher is 64 … 1."""
     teacher = torch.arange(64, 0, -1, dtype=torch.float64)[None]
     noise = 0.3 * random(1, 64)
     scores = (-standardise(teacher, temperature=1.0) + noise).requires_grad_()
@@ -223,7 +228,9 @@ def overlap(scores: Tensor) -> float:
     return float((scores[0].argsort(descending=True)[:16] < 16).double().mean())
 
 
-@pytest.mark.parametrize("name", ["topk_listmle", "listmle", "pairwise_hinge", "pairwise_logistic", "rankdistil", "listnet"])
+@pytest.mark.parametrize(
+    "name", ["topk_listmle", "listmle", "pairwise_hinge", "pairwise_logistic", "rankdistil", "listnet"]
+)
 def test_the_top_set_is_transferred(name):
     assert overlap(moved(LOSSES[name])) >= 0.95
 

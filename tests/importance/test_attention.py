@@ -34,15 +34,15 @@ FAMILIES = {
     "Swin, padded": ("swin_tiny_patch4_window7_224", SMALL_SWIN | {"img_size": 40, "always_partition": True}),
     "Swin-V2": ("swinv2_tiny_window8_256", SMALL_SWIN | {"img_size": 64, "window_size": 4}),
     "Swin-V2-CR": ("swinv2_cr_tiny_224", SMALL_SWIN | {"img_size": 64, "window_size": 4}),
-    "PVT-v2": ("pvt_v2_b0", {"depths": (1, 1, 1, 1)}),
-    "PVT-v2, pooled": ("pvt_v2_b2_li", {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64)}),
-    "Twins": ("twins_svt_small", {"depths": (2, 2, 2, 2)}),
-    "MaxViT": ("maxvit_pico_rw_256", {"img_size": 128}),
+    "PVT-v2": ("pvt_v2_b0", {"depths": (1, 1, 1, 1), "side": 64}),
+    "PVT-v2, pooled": ("pvt_v2_b2_li", {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 40, 64), "side": 96}),
+    "Twins": ("twins_svt_small", {"depths": (2, 2, 2, 2), "side": 64}),
+    "MaxViT": ("maxvit_pico_rw_256", {"img_size": 64}),
     "TinyViT": ("tiny_vit_5m_224", {}),
-    "EfficientViT, linear": ("efficientvit_b0", {}),
+    "EfficientViT, linear": ("efficientvit_b0", {"side": 128}),
     "EfficientViT, cascaded": ("efficientvit_m0", {}),
     "LeViT": ("levit_128s", {}),
-    "MobileNet-V4, multi-query": ("mobilenetv4_hybrid_medium", {}),
+    "MobileNet-V4, multi-query": ("mobilenetv4_hybrid_medium", {"side": 128}),
 }
 
 
@@ -190,10 +190,10 @@ def test_two_models_and_two_definitions_at_once():
     one, two = small_vit().eval(), small_vit(depth=2).eval()
     with torch.no_grad(), observe_attention(one, [0]) as alone:
         one(images())
-    with torch.no_grad(), observe_attention(one, [0]) as a, observe_attention(two, [1]) as b:
-        with observe_attention(one, [0], definition="cls") as c:
-            one(images())
-            two(images(1))
+    received, other = observe_attention(one, [0]), observe_attention(two, [1])
+    with torch.no_grad(), received as a, other as b, observe_attention(one, [0], definition="cls") as c:
+        one(images())
+        two(images(1))
     assert torch.equal(a[0].scores, alone[0].scores)
     assert b[1].scores.shape == (1, 16)
     assert not torch.equal(a[0].scores, c[0].scores)
@@ -281,12 +281,16 @@ def test_windows_share_the_importance_equally():
     ],
 )
 def test_what_has_no_meaning_names_the_alternative(name, blocks, definition, words):
-    model = timm.create_model(name).eval()
-    with pytest.raises(ModelError, match="use ") as error, torch.no_grad():
-        with observe_attention(model, blocks, definition=definition) as seen:
+    def observed() -> dict:
+        model = timm.create_model(name).eval()
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition) as seen:
             model(torch.randn(2, 3, 224, 224))
-        dict(seen)
+        return dict(seen)
+
+    with pytest.raises(ModelError) as error:
+        observed()
     assert words in str(error.value)
+    assert "use definition='" in str(error.value) or "use 'received'" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +336,11 @@ def test_table_of_architectures(name):
 
 def test_features_and_importance_of_a_convolutional_student():
     model = timm.create_model("resnet18").eval()
-    with torch.no_grad(), observe_attention(model, [-1], definition="at") as at, observe_features(model, [-1]) as features:
+    with (
+        torch.no_grad(),
+        observe_attention(model, [-1], definition="at") as at,
+        observe_features(model, [-1]) as features,
+    ):
         model(images())
     (importance,), (seen,) = at.values(), features.values()
     expected = (seen.output**2).mean(1).flatten(1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rskd.config import RankingOptions
+from rskd.distillation.plackett_luce import topk_listmle
 from rskd.distillation.ranking_losses import (
     FLAT,
     LOSSES,
@@ -15,7 +17,6 @@ from rskd.distillation.ranking_losses import (
     kl_importance,
     sort_lists,
     standardise,
-    topk_listmle,
 )
 from rskd.errors import ParameterError
 from rskd.importance.layout import Grid
@@ -132,16 +133,16 @@ class RankingTerm(nn.Module):
         options = self.options
         if options.loss == "kl_importance":
             return kl_importance(tokens.student, tokens.teacher, valid=tokens.valid)
-        share = 1.0 if options.loss == "listmle" else options.keep_ratio
-        lists = sort_lists(
-            standardise(tokens.student, temperature=options.temperature, valid=tokens.valid),
-            tokens.teacher,
-            k=top_count(share, tokens.student.shape[1]),
-            valid=tokens.valid,
-            position_weights=options.position_weights,
-            token_weights=tokens.weights,
-        )
-        return LOSSES[options.loss](lists)
+        scores = standardise(tokens.student, temperature=options.temperature, valid=tokens.valid)
+        sorting: dict[str, Any] = {
+            "k": top_count(1.0 if options.loss == "listmle" else options.keep_ratio, scores.shape[1]),
+            "valid": tokens.valid,
+            "position_weights": options.position_weights,
+            "token_weights": tokens.weights,
+        }
+        if options.loss in ("topk_listmle", "listmle"):
+            return topk_listmle(scores, tokens.teacher, **sorting)
+        return LOSSES[options.loss](sort_lists(scores, tokens.teacher, **sorting))
 
 
 def _lists(

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rskd.distillation.plackett_luce import choices, mean_one, place_weights
 from rskd.errors import ParameterError
 from rskd.importance.ranking import descending
 
@@ -130,79 +129,17 @@ def sort_lists(
     teacher = t.detach().gather(1, order).masked_fill(~valid, 0.0)
     places = torch.arange(s.shape[1], device=s.device)
     top = (places < k) & valid
-    weights = top.to(s.dtype)
-    if position_weights == "dcg":
-        weights = weights / torch.log2(places.to(s.dtype) + 2)
-    elif position_weights == "teacher":
-        weights = _mean_one(weights * teacher.to(s.dtype), top)
-    elif position_weights != "uniform":
-        raise ParameterError(f"position_weights={position_weights!r} is unknown: use 'uniform', 'dcg' or 'teacher'.")
+    weights = place_weights(teacher.to(s.dtype), top, position_weights)
     if token_weights is not None:
-        weights = weights * _mean_one(token_weights.gather(1, order).to(s.dtype) * top, top)
+        weights = weights * mean_one(token_weights.gather(1, order).to(s.dtype) * top, top)
     return Lists(s.gather(1, order).masked_fill(~valid, float("-inf")), teacher, valid, top, weights)
 
 
-def _mean_one(weights: Tensor, top: Tensor) -> Tensor:
-    """Return `weights` scaled to mean one over the places that count; all one where they vanish."""
-    mean = weights.sum(1, keepdim=True) / top.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(mean > 0, weights / mean.clamp(min=torch.finfo(weights.dtype).tiny), top.to(weights.dtype))
-
-
-def topk_listmle(student_scores: Tensor, teacher_scores: Tensor, *, k: int, **sorting: Any) -> Tensor:
-    """Return (B) the negative log-likelihood per place of the teacher's first k choices, given the student's scores.
-
-    ``L = 1/k Σ_{i≤k} w_i [logsumexp_{j≥i} s_π(j) − s_π(i)]``, in O(N log N) time and O(B·N) memory.
-
-    Parameters
-    ----------
-    student_scores
-        (B, N) log-worths, usually from `standardise`.
-    teacher_scores
-        (B, N); only their order counts (and their values for ``position_weights="teacher"``).
-    k
-        Length of the list that is taught.
-    **sorting
-        `valid`, `position_weights` and `token_weights` of `sort_lists`.
-
-    Returns
-    -------
-    Tensor
-        (B), ≥ 0; mean of log(N − i + 1) for constant scores.
-
-    Examples
-    --------
-    >>> topk_listmle(torch.zeros(1, 3), torch.tensor([[1., 2., 3.]]), k=1)  # log 3
-    tensor([1.0986])
-    """
-    return plackett_luce(sort_lists(student_scores, teacher_scores, k=k, **sorting))
-
-
 def plackett_luce(lists: Lists) -> Tensor:
-    """Return the top-k ListMLE of sorted lists, (B)."""
-    terms: Tensor = _Choices.apply(lists.s, lists.weights[:, : int(lists.k.max())])
-    return terms / lists.k.clamp(min=1)
-
-
-class _Choices(torch.autograd.Function):
-    """Σ_{i≤k} w_i [c_i − s_i] with c_i = logsumexp_{j≥i} s_j; everything behind the top is summed up once."""
-
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, weights: Tensor) -> Tensor:
-        k = weights.shape[1]
-        tail = s[:, k:].logsumexp(1, keepdim=True) if k < s.shape[1] else s[:, :0]
-        rest = torch.cat((s[:, :k], tail), 1).flip(1).logcumsumexp(1).flip(1)[:, :k]
-        ctx.save_for_backward(s, weights, rest)
-        return torch.where(weights > 0, weights * (rest - s[:, :k]), 0.0).sum(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        s, weights, rest = ctx.saved_tensors
-        # ∂/∂s_q = Σ_{i≤min(q,k)} w_i exp(s_q − c_i) − w_q, summed in logarithms: s_q ≤ c_i, so nothing overflows
-        chosen = (weights.log() - torch.where(weights > 0, rest, 0.0)).logcumsumexp(1)
-        k = weights.shape[1]
-        top, tail = (s[:, :k] + chosen).exp() - weights, (s[:, k:] + chosen[:, -1:]).exp()
-        return torch.cat((top, tail), 1) * grad[:, None], None
+    """Return the top-k ListMLE of sorted lists, (B); `topk_listmle` is the same without sorting the tail."""
+    longest = int(lists.k.max())
+    first = torch.arange(longest, device=lists.s.device).expand(len(lists.s), -1)
+    return choices(lists.s, first, lists.weights[:, :longest]) / lists.k.clamp(min=1)
 
 
 def listnet(lists: Lists, *, temperature: float = 1.0) -> Tensor:

@@ -166,7 +166,6 @@ def observe_attention(
         watch = Watch(model, observation.record)
         for handle in watch.hooks(watched):
             stack.callback(handle.remove)
-        stack.enter_context(watch)
         yield observation
 
 
@@ -176,8 +175,7 @@ def _check(model: nn.Module, definition: str, heads: str) -> None:
         raise ParameterError(f"definition={definition!r} cannot be observed in a forward pass: use {hint}.")
     if heads not in ("mean", "max", "each"):
         raise ParameterError(f"heads={heads!r} is unknown: use 'mean', 'max' or 'each'.")
-    checkpointing = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-    if checkpointing and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
         raise ParameterError("gradient checkpointing runs what is observed twice: switch it off for this model.")
     if definition.startswith("cls") and not _sites.has_class_token(model):
         name = type(_sites.encoder_of(model)).__name__

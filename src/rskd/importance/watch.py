@@ -29,7 +29,7 @@ class Seen:
 
 
 class Watch(TorchFunctionMode):
-    """Sees every tensor function and remembers what the attention that is running now computes with."""
+    """Sees every tensor function of the attention that is running now; between attentions it is off."""
 
     def __init__(self, model: nn.Module, record: Callable[[Seen], None]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Watch(TorchFunctionMode):
             yield owner.register_forward_pre_hook(self._see_outer)
         for site in watched:
             yield site.module.register_forward_pre_hook(self._enter(site), with_kwargs=True)
-            yield site.module.register_forward_hook(self._leave(site))
+            yield site.module.register_forward_hook(self._leave(site), always_call=True)
             kernel = getattr(site.module, "kernel_func", None)
             if isinstance(kernel, nn.Module):
                 yield kernel.register_forward_hook(self._see_kernel)
@@ -77,6 +77,7 @@ class Watch(TorchFunctionMode):
     def _enter(self, site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._running = _Running(args)
+            self.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -84,6 +85,9 @@ class Watch(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             running, self._running = self._running, None
             if running is None:
+                return
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if out is None:  # the attention failed: its own error is on the way
                 return
             attention = _sites.split_heads(site, running.attention(site))
             batch, _, queries, keys = attention.shape
