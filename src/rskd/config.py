@@ -50,7 +50,7 @@ class ModelSpec(Config):
     name: str
     """Name for people."""
     encoder: str = "vit_tiny_patch16_224"
-    """Name of a timm Vision Transformer."""
+    """Name of a timm network; width, depth, heads and patches can be chosen for plain Vision Transformers (vit_…)."""
     embed_dim: Annotated[int | None, Field(ge=8, le=4096)] = None
     """Width of a token; None = as the encoder is published."""
     depth: Annotated[int | None, Field(ge=1, le=64)] = None
@@ -58,7 +58,7 @@ class ModelSpec(Config):
     num_heads: Annotated[int | None, Field(ge=1, le=64)] = None
     """Attention heads per block; None = as the encoder is published."""
     patch_size: Annotated[int, Field(ge=2, le=64)] = 16
-    """Side of a patch (one token) in pixels."""
+    """Side of a patch (one token) in pixels; of other networks, pixels per place of their deepest map."""
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square tiles the network was trained on, in pixels; a multiple of the patch size."""
     in_channels: Annotated[int, Field(ge=1, le=64)] = 1
@@ -69,6 +69,8 @@ class ModelSpec(Config):
     """Channels of the convolutional stem at full, half, quarter … resolution."""
     decoder_width: Annotated[int, Field(ge=4, le=1024)] = 32
     """Channels of the decoder."""
+    decoder: Literal["upsample", "linear", "mlp", "fpn", "unet"] = "upsample"
+    """From the encoder to the pixels: the deepest map and the stem, the deepest map alone, or several stages."""
     classes: tuple[ClassInfo, ...] = (BACKGROUND, ClassInfo(name="foreground"))
     """The classes in the order of the network's outputs; the first one is the background."""
     normalisation: Literal["zscore", "percentile"] = "zscore"

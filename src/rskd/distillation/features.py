@@ -12,6 +12,7 @@ from rskd.errors import ModelError
 from rskd.importance.attention import TokenImportance, observe_attention
 from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, feature_stages, observe_features
 from rskd.importance.sites import attention_sites
+from rskd.models.encoders import widths as encoder_widths
 from rskd.models.segmenter import Segmenter, tokens_to_map
 
 
@@ -66,9 +67,7 @@ def stage_widths(model: Segmenter) -> tuple[int, ...]:
     >>> stage_widths(Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"])))
     (64, 64, 64)
     """
-    info = model.encoder.feature_info
-    records = getattr(info, "info", info)
-    widths = tuple(int(record["num_chs"]) for record in records)
+    widths = encoder_widths(model.encoder)
     if len(widths) != len(feature_stages(model)):
         raise ModelError(
             f"The encoder {model.spec.encoder} names {len(widths)} stages of which {len(feature_stages(model))} can be "

@@ -1,46 +1,74 @@
-"""The segmentation network: global context from a Vision Transformer, fine detail from a convolutional stem."""
+"""The segmentation network: context from a timm encoder, detail from a convolutional stem, and a decoder over both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rskd.config import ModelSpec
 from rskd.errors import ModelError, ParameterError
+from rskd.models.decoders import DECODERS, PLAIN_FACTORS, WITH_STEM, Decoder, PlainPyramid, Stem
+from rskd.models.encoders import build_encoder, is_plain, stage_maps, strides, widths
 
 
 class Segmenter(nn.Module):
-    """A timm Vision Transformer, a convolutional stem beside it, and a decoder that joins both.
+    """A timm encoder and a decoder, with a convolutional stem beside the encoder where the decoder uses one.
 
     Parameters
     ----------
     spec
         Description of the network; see `rskd.config.ModelSpec`.
+    pretrained
+        File with timm weights of the encoder; ``None`` = fresh weights. Nothing is ever downloaded.
 
     Raises
     ------
     ModelError
-        If timm has no such encoder, or it is not a plain Vision Transformer.
+        If timm has no such encoder, or it cannot be built as described.
 
     Examples
     --------
+    >>> import torch
     >>> from rskd.models.presets import fresh_spec
     >>> model = Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"]))
     >>> model(torch.zeros(1, 1, 64, 96)).shape
     torch.Size([1, 2, 64, 96])
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, pretrained: Path | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder = _encoder(spec)
-        self.stem = Stem(spec.in_channels, spec.stem_widths)
-        self.decoder = Decoder(self.encoder.num_features, spec)
+        self.encoder: Any = build_encoder(spec, pretrained=pretrained)
+        self.stem = Stem(spec.in_channels, spec.stem_widths) if spec.decoder in WITH_STEM else None
+        self.pyramid: PlainPyramid | None = None
+        if spec.decoder == "upsample":
+            self.stages: tuple[int, ...] = (len(widths(self.encoder)) - 1,)
+            self.decoder: nn.Module = Decoder(self._context_width(), spec)
+        else:
+            self._decode_stages(spec)
+
+    def _context_width(self) -> int:
+        return int(self.encoder.num_features) if is_plain(self.encoder) else widths(self.encoder)[-1]
+
+    def _decode_stages(self, spec: ModelSpec) -> None:
+        """Build a decoder over several stages, and choose these."""
+        found, sizes = widths(self.encoder), strides(self.encoder)
+        factors = PLAIN_FACTORS[spec.decoder][-len(found) :] if len(set(sizes)) == 1 else ()
+        if factors:
+            self.stages = tuple(round((i + 1) * len(found) / len(factors)) - 1 for i in range(len(factors)))
+            if spec.patch_size % max(factors):
+                raise ModelError(
+                    f"The decoder {spec.decoder!r} needs a patch size that is a multiple of {max(factors)}, it is "
+                    f"{spec.patch_size}: choose 'mlp', 'linear' or 'upsample'."
+                )
+            self.pyramid = PlainPyramid(found[-1], factors) if max(factors) > 1 else None
+            sizes = tuple(spec.patch_size // factor for factor in factors)
+        else:
+            self.stages = _coarser(sizes) if spec.decoder != "linear" else (len(found) - 1,)
+            sizes = tuple(sizes[stage] for stage in self.stages)
+        self.decoder = DECODERS[spec.decoder]([found[stage] for stage in self.stages], sizes, spec)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K, H, W) for images (B, C, H, W); H and W are multiples of the patch size."""
@@ -48,9 +76,19 @@ class Segmenter(nn.Module):
         patch = self.spec.patch_size
         if height % patch or width % patch:
             raise ParameterError(f"The image is {height} x {width} pixels: pad it to multiples of {patch}.")
-        tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]  # B N D
-        context = tokens_to_map(tokens, (height // patch, width // patch))  # B D h w
-        return self.decoder(context, self.stem(images))  # type: ignore[no-any-return]
+        context = self._context(images, (height // patch, width // patch))
+        logits: Tensor = self.decoder(context, self.stem(images) if self.stem is not None else [])
+        return logits
+
+    def _context(self, images: Tensor, grid: tuple[int, int]) -> Tensor | list[Tensor]:
+        """Return what the decoder takes: the deepest map (B, D, h, w), or the maps of several stages."""
+        if self.spec.decoder == "upsample" and is_plain(self.encoder):
+            tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]  # B N D
+            return tokens_to_map(tokens, grid)
+        maps = stage_maps(self.encoder, images, self.stages)
+        if self.spec.decoder == "upsample":
+            return maps[0]
+        return self.pyramid(maps) if self.pyramid is not None else maps
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -58,87 +96,14 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> tokens_to_map(torch.zeros(2, 6, 8), (2, 3)).shape
     torch.Size([2, 8, 2, 3])
     """
     return tokens.mT.reshape(tokens.shape[0], tokens.shape[2], *grid)  # B N D -> B D h w
 
 
-class Stem(nn.Module):
-    """Plain convolutions at full, half, quarter … resolution; returns the map of every level."""
-
-    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        inputs = (in_channels, *widths[:-1])
-        self.levels = nn.ModuleList(
-            _convolution(before, after, stride=1 if level == 0 else 2)
-            for level, (before, after) in enumerate(zip(inputs, widths, strict=True))
-        )
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return maps (B, width_i, H / 2^i, W / 2^i), finest first."""
-        maps = []
-        for level in self.levels:
-            images = level(images)
-            maps.append(images)
-        return maps
-
-
-class Decoder(nn.Module):
-    """From the token grid up to the pixels by factors of two, joined by the stem's map where there is one."""
-
-    def __init__(self, in_channels: int, spec: ModelSpec) -> None:
-        super().__init__()
-        steps = spec.patch_size.bit_length() - 1
-        if 2**steps != spec.patch_size or len(spec.stem_widths) > steps:
-            raise ModelError(
-                f"patch_size={spec.patch_size} with {len(spec.stem_widths)} stem levels: the patch size must be a "
-                "power of two, with at most one stem level per factor of two."
-            )
-        self.project = nn.Conv2d(in_channels, spec.decoder_width, 1)
-        self.joins = nn.ModuleList()
-        channels = spec.decoder_width
-        for level in reversed(range(steps)):
-            detail = spec.stem_widths[level] if level < len(spec.stem_widths) else 0
-            width = min(spec.decoder_width, 2 * detail) if detail else spec.decoder_width
-            self.joins.append(_convolution(channels + detail, width))
-            channels = width
-        self.head = nn.Conv2d(channels, len(spec.classes), 1)
-
-    def forward(self, context: Tensor, details: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K, H, W) from the token map (B, D, h, w) and the stem's maps, finest first."""
-        joined = self.project(context)
-        for join, level in zip(self.joins, reversed(range(len(self.joins))), strict=True):
-            joined = F.interpolate(joined, scale_factor=2, mode="bilinear", align_corners=False)
-            if level < len(details):
-                joined = torch.cat([joined, details[level]], dim=1)
-            joined = join(joined)
-        return self.head(joined)  # type: ignore[no-any-return]
-
-
-def _convolution(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _encoder(spec: ModelSpec) -> timm.models.VisionTransformer:
-    sizes: dict[str, Any] = {"embed_dim": spec.embed_dim, "depth": spec.depth, "num_heads": spec.num_heads}
-    try:
-        encoder = timm.create_model(
-            spec.encoder,
-            pretrained=False,
-            num_classes=0,
-            in_chans=spec.in_channels,
-            img_size=spec.image_size,
-            patch_size=spec.patch_size,
-            dynamic_img_size=True,
-            **{name: size for name, size in sizes.items() if size is not None},
-        )
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f"The encoder {spec.encoder!r} cannot be built as described: {error}.") from error
-    if not isinstance(encoder, timm.models.VisionTransformer):
-        raise ModelError(f"{spec.encoder!r} is no plain Vision Transformer: use a timm name that begins with vit_.")
-    return encoder
+def _coarser(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the last stage of every stride, at most the four coarsest."""
+    last = {size: stage for stage, size in enumerate(sizes)}
+    return tuple(sorted(last.values()))[-4:]
