@@ -168,7 +168,7 @@ def test_sub_bands_have_their_own_scale_per_axis() -> None:
     assert low == -high
 
 
-def test_only_the_strongest_direction_of_a_level_is_shown_at_first() -> None:
+def test_only_the_strongest_direction_is_shown_at_first() -> None:
     common = {"scale": (2, 2), "translate": (0.5, 0.5), "direction": 0}
     bands = [
         {"array": "lowpass", "name": "rest", "level": 2, "edge_angle": None, "energy": 9.0, **common},

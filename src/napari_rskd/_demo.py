@@ -113,8 +113,9 @@ def show_demo(viewer: Viewer) -> Demo:
 def write_scene(viewer: Any, folder: Path) -> list[Path]:
     """Write every layer and a screenshot of the window into `folder`; returns the files.
 
-    Images and labels become TIFF files, points a CSV table.
+    Images and labels become TIFF files; points become a CSV table with their place in the world.
     """
+    import numpy as np
     import tifffile
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,9 @@ def write_scene(viewer: Any, folder: Path) -> list[Path]:
         stem = re.sub(r"[^A-Za-z0-9]+", "-", layer.name).strip("-").lower()
         if layer.as_layer_data_tuple()[2] == "points":
             path = folder / f"{stem}.csv"
-            layer.save(str(path))
+            table = layer.features.copy()
+            table["y"], table["x"] = np.array([layer.data_to_world(point) for point in layer.data]).T
+            table.to_csv(path, index=False)
         else:
             path = folder / f"{stem}.tif"
             tifffile.imwrite(path, layer.data, compression="zlib")

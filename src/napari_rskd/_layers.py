@@ -294,7 +294,7 @@ def importance_layers(
 
 
 def subband_layers(bands: Sequence[Mapping[str, Any]], arrays: Mapping[str, Array], source: Source) -> list[LayerData]:
-    """Return one image per sub-band, coarse to fine; of each level only the strongest direction is shown at first.
+    """Return one image per sub-band, coarse to fine; only the directional one with the most energy is shown at first.
 
     Parameters
     ----------
@@ -306,22 +306,22 @@ def subband_layers(bands: Sequence[Mapping[str, Any]], arrays: Mapping[str, Arra
     source
         Where the picture lies.
     """
-    strongest = {_strongest(bands, level) for level in {band["level"] for band in bands}}
+    directional = [band for band in bands if band.get("edge_angle") is not None]
+    strongest = max(directional, key=lambda band: band["energy"], default=None)
     layers: list[LayerData] = []
     for band in bands:
         coefficients = np.asarray(arrays[band["array"]])
-        directional = band.get("edge_angle") is not None
         options = {
             "name": subband_name(band),
             "rgb": False,
             "interpolation2d": "nearest",
-            "visible": directional and band["array"] in strongest,
-            "blending": "additive" if directional else "translucent",
-            "colormap": signed_colors() if directional else "gray",
+            "visible": band is strongest,
+            "blending": "translucent",
+            "colormap": signed_colors() if band in directional else "gray",
             "metadata": made_by({key: band.get(key) for key in ("level", "direction", "edge_angle", "energy")}),
             **source.place(band["scale"], band["translate"]),
         }
-        if directional:
+        if band in directional:
             limit = float(np.quantile(np.abs(coefficients), 0.995)) or 1.0
             options["contrast_limits"] = (-limit, limit)
         layers.append((source.embed(coefficients), options, "image"))
@@ -329,10 +329,10 @@ def subband_layers(bands: Sequence[Mapping[str, Any]], arrays: Mapping[str, Arra
 
 
 def signed_colors() -> Any:
-    """Return a colormap for coefficients: negative blue, zero black and so invisible when added, positive orange."""
+    """Return a colormap for coefficients to be laid over an image: negative blue, zero clear, positive orange."""
     from napari.utils import Colormap
 
-    return Colormap([[0.25, 0.65, 1, 1], [0, 0, 0, 1], [1, 0.6, 0.15, 1]], name="blue, black, orange")
+    return Colormap([[0.1, 0.45, 1, 1], [0.5, 0.5, 0.5, 0], [1, 0.65, 0, 1]], name="blue, clear, orange")
 
 
 def subband_name(band: Mapping[str, Any]) -> str:
@@ -346,8 +346,3 @@ def subband_name(band: Mapping[str, Any]) -> str:
     if band.get("edge_angle") is None:
         return str(band["name"]).capitalize()
     return f"Edges at {band['edge_angle']:.0f}° (level {band['level']})"
-
-
-def _strongest(bands: Sequence[Mapping[str, Any]], level: Any) -> str:
-    """Return the array name of a level's band with the most energy."""
-    return str(max((band for band in bands if band["level"] == level), key=lambda band: band["energy"])["array"])

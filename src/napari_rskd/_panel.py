@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_rskd import _theme
-from napari_rskd._job import Work
+from napari_rskd._job import Work, warm_up
 from rskd.errors import RskdError
 from rskd.events import Event, Message, Progress
 from rskd.jobs import Outcome
@@ -51,7 +51,7 @@ class Panel(QWidget):
         A line that is always visible under the button.
     """
 
-    outlives_panel = False
+    private_engine = False  # True: its jobs have an engine of their own and live on when the panel is closed
 
     def __init__(self, viewer: Any, *, verb: str, note: str = NOT_FOR_DIAGNOSIS) -> None:
         super().__init__()
@@ -69,6 +69,8 @@ class Panel(QWidget):
         self._build(note)
         self.button.clicked.connect(self._clicked)
         _theme.follow(viewer, self, self._apply_theme)
+        if not self.private_engine:
+            warm_up()  # while the user chooses, the engine imports torch
 
     def _build(self, note: str) -> None:
         self.setMinimumWidth(WIDTH)
@@ -140,8 +142,8 @@ class Panel(QWidget):
         self.begin(work)
 
     def begin(self, work: Work) -> None:
-        """Start a job; it ends with the panel unless the panel says that it lives on."""
-        if not self.outlives_panel:
+        """Start a job."""
+        if not self.private_engine:
             self.destroyed.connect(work.cancel)
         self.attach(work)
         work.start()

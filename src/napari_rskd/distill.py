@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ FIRST_STUDENT = "rskd-micro"
 class DistillWidget(Panel):
     """The cockpit of one distillation; the run itself belongs to the session and survives the panel."""
 
-    outlives_panel = True
+    private_engine = True
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, verb="Start distillation")
@@ -176,7 +177,7 @@ class DistillWidget(Panel):
             case Step():
                 self._show_step(event)
             case Epoch(epoch=epoch, epochs=epochs, dice=dice):
-                self.say(f"Round {epoch} of {epochs}: Dice {dice:.3f} on the validation images.")
+                self.say(f"Round {epoch} of {epochs}: {score_words(dice)} on the validation images.")
             case _:
                 super().show_event(event)
 
@@ -219,9 +220,11 @@ class DistillWidget(Panel):
     def show_result(self, outcome: Outcome) -> None:
         """Say how good the best student is, and offer it."""
         value = outcome.value
-        score = f"a Dice of {value['dice']:.3f}" if value["dice"] == value["dice"] else "no Dice (there were no masks)"
-        how = "Stopped" if value["stopped"] else "Finished"
-        self.say(f"{how} after {value['epochs']} rounds. The best student has {score} on the validation images.")
+        how, rounds = "Stopped" if value["stopped"] else "Finished", value["epochs"]
+        self.say(
+            f"{how} after {rounds} round{'s' * (rounds != 1)}. "
+            f"The best student has {score_words(value['dice'])} on the validation images."
+        )
         self.status.setToolTip(f"Everything about it is in {value['run']}")
         self.use.setEnabled(True)
         self.use.show()
@@ -235,6 +238,17 @@ class DistillWidget(Panel):
         self.session.student = model
         self.use.setEnabled(False)
         self.say("It is now the student of the Segment and Token ranking panels.")
+
+
+def score_words(dice: float) -> str:
+    """Return a Dice score as one would say it; NaN = there was nothing to compare with.
+
+    Examples
+    --------
+    >>> score_words(0.8125), score_words(float("nan"))
+    ('a Dice of 0.812', 'no Dice (no masks)')
+    """
+    return "no Dice (no masks)" if math.isnan(dice) else f"a Dice of {dice:.3f}"
 
 
 def duration_words(seconds: float) -> str:

@@ -9,7 +9,7 @@ from napari.layers import Image
 from qtpy.QtWidgets import QCheckBox
 
 from napari_rskd._fields import LayerBox
-from napari_rskd._form import Form, words
+from napari_rskd._form import Form
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import Source, add_layer, importance_layers, visible_slice
 from napari_rskd._panel import Panel, text
@@ -120,5 +120,5 @@ def agreement_words(agreement: Mapping[str, Any]) -> str:
     >>> agreement_words({"spearman": 0.5})
     '<b>Agreement of teacher and student</b><br>Rank correlation (Spearman): 0.50'
     """
-    numbers = [f"{AGREEMENT.get(key, words(key))}: {value:.2f}" for key, value in agreement.items()]
+    numbers = [f"{title}: {agreement[key]:.2f}" for key, title in AGREEMENT.items() if key in agreement]
     return "<br>".join(["<b>Agreement of teacher and student</b>", *numbers]) if numbers else ""

@@ -139,20 +139,22 @@ def test_a_private_engine_ends_when_its_job_is_cancelled(qtbot, engine) -> None:
 
 
 def test_progress_bar_follows_and_goes_away(qtbot, engine) -> None:
-    seen: list[tuple[int, int]] = []
+    seen = threading.Event()
 
     def script(job: Any, arrays: Any) -> Any:
-        for done in (3, 7):
-            yield Progress(done, 10)
+        yield Progress(3, 10)
+        while not seen.wait(0.01):
+            yield None
         return "outcome"
 
     engine.will(script)
-    work = work_for()
-    work.happened.connect(lambda _: seen.append((work._bar.n, work._bar.total)))
     before = set(progress._all_instances)
+    work = work_for().start()
+    (bar,) = set(progress._all_instances) - before
+    assert str(bar.desc).startswith("Testing")
+    qtbot.waitUntil(lambda: (bar.n, bar.total) == (3, 10))
     with qtbot.waitSignal(work.ended):
-        work.start()
-    assert seen == [(3, 10), (7, 10)]
+        seen.set()
     assert set(progress._all_instances) == before
 
 

@@ -4,14 +4,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import npe2
 import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points
+from napari.settings import get_plugin_settings
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 
 from napari_rskd._session import Model, session_of
+from napari_rskd._settings import compute_options, runs_folder
+from rskd.config import ComputeOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import Outcome
@@ -378,3 +382,13 @@ def test_open_layers_become_the_training_set(qtbot, engine, viewer, cockpit) -> 
 def test_too_few_layers_are_not_enough(cockpit) -> None:
     cockpit.data.kind.setCurrentIndex(2)
     assert cockpit.reason_label.text().startswith("Open and tick at least 2 images")
+
+
+def test_device_and_threads_come_from_the_preferences(plugin_settings, npe2pm) -> None:
+    npe2pm.register(npe2.PluginManifest.from_distribution("napari-rskd"))
+    assert compute_options() == ComputeOptions()
+    settings = get_plugin_settings("napari-rskd")
+    settings.compute.device, settings.compute.threads = "cpu", 3
+    assert compute_options() == ComputeOptions(device="cpu", threads=3)
+    settings.folders.runs = "/data/runs"
+    assert runs_folder() == Path("/data/runs")
