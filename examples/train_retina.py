@@ -58,7 +58,7 @@ def main(drive: Path, runs: Path) -> None:
             student="rskd-micro",
             data=data,
             run=runs / "student",
-            training=TrainOptions(epochs=50, steps_per_epoch=40, batch_size=8, learning_rate=2e-3),
+            training=TrainOptions(epochs=24, steps_per_epoch=40, batch_size=8, learning_rate=2e-3),
             distillation=DistillOptions(),
         )
     )

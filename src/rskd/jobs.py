@@ -42,11 +42,11 @@ class SegmentJob(Config):
     model: Path
     """Weight file of the network."""
     image: Path | None = None
-    """Image file; None = the array `image` that comes with the job."""
+    """Image file; left out where an open layer is handed over."""
     axes: str | None = None
-    """Axes of the image, one letter each out of t, c, z, y, x; None = as the file says, or guessed."""
+    """Axes of the image, one letter each out of t, c, z, y, x; left out: as the file says, or guessed."""
     output: Path | None = None
-    """File to write the labels to; None = none."""
+    """File to write the labels to."""
     options: SegmentOptions = SegmentOptions()
     """Tiles."""
     compute: ComputeOptions = ComputeOptions()
@@ -62,11 +62,11 @@ class RankJob(Config):
     student: Path | None = None
     """Weight file of the student."""
     image: Path | None = None
-    """Image file (2-D); None = the array `image` that comes with the job."""
+    """Image file (2-D); left out where an open layer is handed over."""
     axes: str | None = None
-    """Axes of the image; None = as the file says, or guessed."""
+    """Axes of the image; left out: as the file says, or guessed."""
     output: Path | None = None
-    """Folder to write maps, table and figure to; None = none."""
+    """Folder to write maps, table and figure to."""
     options: RankOptions = RankOptions()
     """Which importance."""
     compute: ComputeOptions = ComputeOptions()
@@ -78,13 +78,13 @@ class ContourletJob(Config):
 
     kind: Literal["contourlet"] = "contourlet"
     image: Path | None = None
-    """Image file (2-D); None = the array `image` that comes with the job."""
+    """Image file (2-D); left out where an open layer is handed over."""
     axes: str | None = None
-    """Axes of the image; None = as the file says, or guessed."""
+    """Axes of the image; left out: as the file says, or guessed."""
     channel: int | None = None
     """Channel to transform, from 0; None = the mean of all."""
     output: Path | None = None
-    """Folder to write the sub-bands to; None = none."""
+    """Folder to write the sub-bands to."""
     options: ContourletOptions = ContourletOptions()
     """Levels and filters."""
 
@@ -98,7 +98,7 @@ class EvaluateJob(Config):
     data: DataOptions
     """Images, masks and regions."""
     output: Path | None = None
-    """CSV file for the table; None = none."""
+    """CSV file for the table."""
     options: SegmentOptions = SegmentOptions()
     """Tiles."""
     compute: ComputeOptions = ComputeOptions()
