@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 
-from rskd import runs
 from rskd.config import DataOptions, DistillOptions, TrainOptions
-from rskd.errors import DataError, FileError, ModelError, ParameterError, ResourceError, RskdError
+from rskd.errors import DataError, FileError, ModelError, ParameterError, RskdError
 from rskd.events import Command, Epoch, Message, Step, drain
+from rskd.io import files
 from rskd.jobs import DistillJob, ResumeJob, TrainJob
 from rskd.models import weights
 from rskd.phantom import write_phantoms
@@ -197,8 +197,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(job, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "replace", full)
-    with pytest.raises(ResourceError, match="No space left on device"):
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(FileError, match="No space left on device"):
         collect(resume(ResumeJob(run=job.run)))
     assert RunFolder(job.run).checkpoint.read_bytes() == before
 

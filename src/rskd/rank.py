@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from io import StringIO
@@ -56,7 +57,7 @@ def rank(
     options
         Definition of importance, block, share of the top.
     output
-        Folder for a map and a table per role, and one figure; None = none.
+        Folder for a map and a table per role, one figure, and the agreement of a pair; None = none.
 
     Yields
     ------
@@ -161,7 +162,7 @@ def _facts(model: Segmenter, scan: Scan, options: RankOptions, *, block: int, fo
 
 
 def _write(folder: Path, scan: Scan, value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write ``{role}_importance.png``, ``{role}_ranking.csv`` and ``ranking.png``."""
+    """Write ``{role}_importance.png``, ``{role}_ranking.csv``, ``ranking.png``, and ``agreement.json`` for a pair."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.image import imsave
@@ -185,6 +186,9 @@ def _write(folder: Path, scan: Scan, value: Mapping[str, Any], arrays: Mapping[s
         axes.set_title(f"{role.capitalize()}: {value[role]['name']}, block {value[role]['block']}")
     with replacing(folder / "ranking.png") as partial:
         figure.savefig(partial, dpi=120)
+    if "agreement" in value:
+        with replacing(folder / "agreement.json") as partial:
+            partial.write_text(json.dumps(value["agreement"], indent=1), encoding="utf-8")
 
 
 def _table(importance: NDArray[np.float32], order: NDArray[np.int64], token: list[float]) -> str:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rskd.errors import FileError, ParameterError, ResourceError
+from rskd.errors import FileError, ParameterError
 from rskd.events import Event, Step, from_json, to_json
+from rskd.io.files import replacing
 from rskd.jobs import JOB, DistillJob, TrainJob
 
 
@@ -37,7 +38,7 @@ class RunFolder:
         ------
         ParameterError
             If there is already something in it.
-        FileError, ResourceError
+        FileError
             If it cannot be made, or written to.
         """
         path = job.run
@@ -82,7 +83,7 @@ class RunFolder:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(event)) + "\n")
         except OSError as error:
-            raise _full(self.log, error) from error
+            raise FileError(f"{self.log} cannot be written: {error.strerror}.") from error
 
     def events(self) -> Iterator[Event]:
         """Yield the events so far; a last line that was cut off by a crash is left out."""
@@ -107,26 +108,8 @@ def _later(event: Event, step: int, epoch: int) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between.
-
-    Raises
-    ------
-    ResourceError
-        If it cannot be written; what was there before is whole.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise _full(path, error) from error
-
-
-def _full(path: Path, error: OSError) -> ResourceError:
-    return ResourceError(
-        f"{path} cannot be written ({error.strerror}): make room or choose another folder, then go on with "
-        "`rskd resume`; nothing that was written before is lost."
-    )
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

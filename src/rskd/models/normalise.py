@@ -29,12 +29,22 @@ def normalise(image: NDArray[np.generic], spec: ModelSpec) -> NDArray[np.float32
     >>> normalise(np.array([[[0, 2]]]), spec)
     array([[[-1.,  1.]]], dtype=float32)
     """
-    values = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    if spec.normalisation == "zscore":
-        centre = values.mean((1, 2), keepdims=True, dtype=np.float64)
-        width = values.std((1, 2), keepdims=True, dtype=np.float64)
-    else:
-        low, high = np.percentile(values, (1, 99), axis=(1, 2), keepdims=True)
-        centre, width = (high + low) / 2, (high - low) / 2
-    scaled = (values - centre) / np.where(width > 0, width, 1)
-    return np.where(width > 0, scaled, 0).astype(np.float32)
+    channels = np.array(image, np.float32)
+    for channel in channels:  # in place and one at a time: an image of 100 megapixels has no room for copies
+        np.nan_to_num(channel, copy=False, posinf=0.0, neginf=0.0)
+        centre, width = _RANGES[spec.normalisation](channel)
+        channel -= np.float32(centre)
+        channel *= np.float32(1 / width if width > 0 else 0)
+    return channels
+
+
+def _zscore(channel: NDArray[np.float32]) -> tuple[float, float]:
+    return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
+
+
+def _percentile(channel: NDArray[np.float32]) -> tuple[float, float]:
+    low, high = np.percentile(channel, (1, 99))
+    return float(high + low) / 2, float(high - low) / 2
+
+
+_RANGES = {"zscore": _zscore, "percentile": _percentile}
