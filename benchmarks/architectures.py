@@ -170,7 +170,7 @@ def expected(site: Site, dense: Dense, images: int, prefix: int, score: Callable
         heads: Any = getattr(site.module, "num_heads", 1) if len(weights) > images else 1
         weights = weights.view(-1, heads, *weights.shape[1:])
     windows = len(weights) // images
-    if windows > 1 or hasattr(site.owner, "window_size"):
+    if windows > 1 or hasattr(site.owner, "window_size") or hasattr(site.module, "ws"):
         return _unpartition(site, dense, weights, images, score)
     scores = score(weights).mean(1)[:, prefix:]
     return scores / scores.sum(1, keepdim=True)
@@ -180,8 +180,8 @@ def _unpartition(site: Site, dense: Dense, weights: Tensor, images: int, score: 
     """Find every window's tokens on the map by their features, then put their scores there."""
     places = weights.shape[-1]
     maps = [t.movedim(1, -1) if _channels_first(site) and t.ndim == 4 else t for t in dense.rows[site.name]]
-    entering = next((t for t in maps if len(t) == len(weights)), maps[-1])
-    parts = entering.reshape(-1, entering.shape[-1])
+    windowed = [t for t in maps if len(t) == len(weights) or t.ndim == 6]  # Twins gives windows axes of their own
+    parts = next(t.reshape(-1, t.shape[-1]) for t in windowed if t.shape[:-1].numel() == len(weights) * places)
     for source in maps:
         tokens = source.reshape(images, -1, source.shape[-1])
         scores = _match(tokens, parts.view(images, -1, places, parts.shape[-1]), weights, score)

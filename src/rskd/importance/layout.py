@@ -23,30 +23,34 @@ class Layout:
     grid
         Height and width of the token map.
     index
-        (windows, places) token of every place, −1 = padding.
+        (windows, places) token of every place, −1 = padding; ``None`` = one window that holds all tokens in order.
     prefix
         Tokens before the map (class, distillation, registers); only where there is one window.
     """
 
     grid: Grid
-    index: Tensor
+    index: Tensor | None = None
     prefix: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(windows, places)."""
+        return (1, self.grid[0] * self.grid[1]) if self.index is None else (self.index.shape[0], self.index.shape[1])
 
     @property
     def windows(self) -> Tensor | None:
         """Window of every token (N), ``None`` where there is only one."""
-        count, places = self.index.shape
-        if count == 1:
+        if self.index is None or len(self.index) == 1:
             return None
-        return torch.div(self._place_of_token(), places, rounding_mode="floor")
+        return torch.div(_place_of_token(self.index), self.index.shape[1], rounding_mode="floor")
 
     @property
     def query_weights(self) -> Tensor | None:
         """Weights (windows, places) that average over real queries only, ``None`` where every query is real."""
-        real = self.index >= 0
-        if bool(real.all()):
+        if self.index is None or bool((self.index >= 0).all()):
             return None
-        return real.float() / real.sum(1, keepdim=True).clamp(min=1)
+        real = self.index >= 0
+        return real.double() / real.sum(1, keepdim=True).clamp(min=1)
 
     def restore(self, columns: Tensor) -> Tensor:
         """Return (B, h, N) of per-key values (B·windows, h, prefix + places): undo the partition, drop all padding.
@@ -58,23 +62,26 @@ class Layout:
         tensor([[0., 1., 4., 5.],
                 [2., 3., 6., 7.]])
         """
-        count, places = self.index.shape
         columns = columns[..., self.prefix :]
-        heads = columns.shape[1]
+        if self.index is None:
+            return columns
+        (count, places), heads = self.index.shape, columns.shape[1]
         columns = columns.reshape(-1, count, heads, places).transpose(1, 2)  # B h W M
-        return columns.reshape(-1, heads, count * places)[..., self._place_of_token().to(columns.device)]
+        return columns.reshape(-1, heads, count * places)[..., _place_of_token(self.index).to(columns.device)]
 
-    def _place_of_token(self) -> Tensor:
-        """Return (N), the flat place w·M + m of every token."""
-        flat = self.index.flatten()
-        places = torch.empty(self.grid[0] * self.grid[1], dtype=torch.long)
-        places[flat[flat >= 0]] = torch.arange(len(flat))[flat >= 0]
-        return places
+
+def _place_of_token(index: Tensor) -> Tensor:
+    """Return (N), the flat place w·M + m of every token of a window index (windows, places)."""
+    flat = index.flatten()
+    real = flat >= 0
+    places = torch.empty(int(real.sum()), dtype=torch.long)
+    places[flat[real]] = torch.arange(len(flat))[real]
+    return places
 
 
 def whole_map(grid: Grid, prefix: int = 0) -> Layout:
     """Return the layout of attention over all tokens, after `prefix` others."""
-    return Layout(grid, torch.arange(grid[0] * grid[1])[None], prefix)
+    return Layout(grid, None, prefix)
 
 
 def window_index(grid: Grid, window: Grid, shift: Grid = (0, 0)) -> Tensor:

@@ -166,9 +166,9 @@ def layout_of(site: Site, call: Call) -> Layout:
     """
     family = _LAYOUTS.get(_family(site.module)) or _LAYOUTS.get(_family(site.owner)) or _whole
     layout = family(site, call)
-    places = layout.prefix + layout.index.shape[1]
-    images = call.batch // layout.index.shape[0]
-    if call.keys != places or (call.image is not None and images != call.image[0]):
+    windows, places = layout.shape
+    images = call.batch // windows
+    if call.keys != layout.prefix + places or (call.image is not None and images != call.image[0]):
         raise refuse(site, f"attends inside {call.batch} parts of {call.keys} tokens whose order is not known")
     return layout
 
