@@ -1,39 +1,45 @@
 """The live chart of a training: every loss term over the steps, and the validation Dice over the epochs.
 
-matplotlib is imported when the first point arrives, in the worker thread (`warm_up`): its import and its font cache
-would freeze the window.
+matplotlib is imported when the first point arrives, and it draws aside, in a thread: import, font cache and drawing
+would each jerk the window. The window only shows the picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_rskd import _theme
+from napari_rskd._job import aside
 from rskd.events import Epoch, Event, Step
 
-MILLISECONDS = 500  # between two drawings
-HEIGHT = 260
-POINTS = 400  # drawn per curve at most; more cannot be told apart
 Points = list[tuple[int, float]]
+INTERVAL = 500  # milliseconds between two drawings
+HEIGHT = 260
+INCH = 100  # pixels; what an inch of matplotlib measures on this chart
+MOST_POINTS = 400  # drawn per curve; more cannot be told apart
 
 
-def warm_up() -> None:
-    """Import the drawing library and fill its caches; to be called in a thread that may wait."""
-    import matplotlib.backends.backend_qtagg  # noqa: F401
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class _Sheet:
+    """What to draw, and on what."""
 
-    figure = Figure(figsize=(1, 1))
-    axes = figure.subplots()
-    axes.set_yscale("log")
-    axes.plot([1, 2], [1, 2], label="a")
-    axes.legend()
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    losses: Mapping[str, Points]
+    dice: Points
+    best: Points
+    text: str
+    ground: str
+    width: int
+    height: int
+    zoom: float
 
 
 class Chart(QWidget):
@@ -46,11 +52,16 @@ class Chart(QWidget):
         self.dice: Points = []
         self.best: tuple[int, float] | None = None
         self._step = 0
-        self._plot: _Plot | None = None
-        self._dirty = False
-        self._timer = QTimer(self, interval=MILLISECONDS)
-        self._timer.timeout.connect(self._draw_if_needed)
-        QVBoxLayout(self).setContentsMargins(0, 0, 0, 0)
+        self._plot = _Plot()
+        self._drawing: Future[NDArray[np.uint8]] | None = None
+        self._dirty = self._finished = False
+        self._picture = QLabel()
+        self._picture.setMinimumWidth(1)
+        self._timer = QTimer(self, interval=INTERVAL)
+        self._timer.timeout.connect(self._tick)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self._picture)
         self.setFixedHeight(HEIGHT)
         self.hide()
         _theme.follow(viewer, self, self._mark)
@@ -60,64 +71,102 @@ class Chart(QWidget):
         self.losses.clear()
         self.dice.clear()
         self.best, self._step = None, 0
-        self._mark()
 
     def add(self, event: Event) -> None:
         """Take in a `Step` or an `Epoch`; other events are passed over."""
         match event:
             case Step(step=step, losses=losses):
                 self._step = step
-                self._add_losses(step, losses)
+                for term, value in losses.items():
+                    self.losses.setdefault(term, []).append((step, value))
             case Epoch(dice=dice, best=best):
                 point = (self._step, dice)
                 self.dice.append(point)
                 self.best = point if best else self.best
             case _:
                 return
+        self._finished = False
+        self.show()
         self._mark()
-        if not self._timer.isActive():
-            self._timer.start()
-            self.show()
 
     def finish(self) -> None:
-        """Draw what is left and stop."""
-        self._timer.stop()
-        self._draw_if_needed()
+        """Draw what is left, then rest."""
+        self._finished = True
 
-    def _add_losses(self, step: int, losses: Mapping[str, float]) -> None:
-        for term, value in losses.items():
-            self.losses.setdefault(term, []).append((step, value))
+    @property
+    def picture(self) -> QPixmap:
+        """What is shown."""
+        return self._picture.pixmap()
+
+    def resizeEvent(self, event: Any) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        self._mark()
 
     def _mark(self) -> None:
         self._dirty = True
-        if not self._timer.isActive() and self._plot is not None:
-            self._draw_if_needed()
+        if self.losses and not self._timer.isActive():
+            self._timer.start()
 
-    def _draw_if_needed(self) -> None:
-        if self._dirty and (self.losses or self.dice) and self.isVisible():
+    def _tick(self) -> None:
+        if self._drawing is not None and self._drawing.done():
+            self._show(self._drawing.result())
+            self._drawing = None
+        if self._drawing is None and self._dirty and self.isVisible():
             self._dirty = False
-            self._draw()
+            self._drawing = aside(self._plot.draw, self._sheet())
+        elif self._drawing is None and self._finished:
+            self._timer.stop()
 
-    def _draw(self) -> None:
-        if self._plot is None:
-            self._plot = _Plot()
-            self.layout().addWidget(self._plot.canvas)
-        self._plot.paint(*(_theme.color(self._viewer, name) for name in ("text", "background")))
-        self._plot.show(self.losses, self.dice, self.best)
+    def _sheet(self) -> _Sheet:
+        return _Sheet(
+            losses={term: thin(points) for term, points in self.losses.items()},
+            dice=thin(self.dice),
+            best=[] if self.best is None else [self.best],
+            text=_theme.color(self._viewer, "text"),
+            ground=_theme.color(self._viewer, "background"),
+            width=self.width(),
+            height=self.height(),
+            zoom=self.devicePixelRatioF(),
+        )
+
+    def _show(self, pixels: NDArray[np.uint8]) -> None:
+        height, width, _ = pixels.shape
+        image = QImage(pixels.tobytes(), width, height, 4 * width, QImage.Format.Format_RGBA8888)
+        pixmap = QPixmap.fromImage(image)
+        pixmap.setDevicePixelRatio(self.devicePixelRatioF())
+        self._picture.setPixmap(pixmap)
 
 
 class _Plot:
-    """Two axes over each other; lines are kept and only moved, which is what makes a drawing cheap."""
+    """Two axes over each other; lines are kept and only moved, which is what makes a drawing cheap.
+
+    Lives in the thread that draws.
+    """
 
     def __init__(self) -> None:
-        from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+        self._canvas: Any = None
+
+    def draw(self, sheet: _Sheet) -> NDArray[np.uint8]:
+        """Return the picture, shape (height, width, 4), RGBA."""
+        if self._canvas is None:
+            self._build()
+        figure = self._canvas.figure
+        figure.set_dpi(INCH * sheet.zoom)
+        figure.set_size_inches(sheet.width / INCH, sheet.height / INCH)
+        self._paint(sheet.text, sheet.ground)
+        self._move(sheet)
+        self._canvas.draw()
+        return np.array(self._canvas.buffer_rgba())
+
+    def _build(self) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import NullLocator
 
-        self._figure = Figure()
-        self.canvas = FigureCanvasQTAgg(self._figure)  # type: ignore[no-untyped-call]
-        self._loss, self._dice = self._figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        self._figure.subplots_adjust(left=0.17, right=0.98, top=0.86, bottom=0.14, hspace=0.12)
+        figure = Figure()
+        self._canvas = FigureCanvasAgg(figure)
+        self._loss, self._dice = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        figure.subplots_adjust(left=0.17, right=0.97, top=0.86, bottom=0.14, hspace=0.12)
         self._loss.set_yscale("log")
         self._loss.yaxis.set_minor_locator(NullLocator())
         self._loss.set_ylabel("loss", fontsize=8)
@@ -129,9 +178,9 @@ class _Plot:
         (self._star,) = self._dice.plot([], [], "*", markersize=9)
         self._words = self._dice.text(0.98, 0.08, "", fontsize=8, ha="right", transform=self._dice.transAxes)
 
-    def paint(self, text: str, ground: str) -> None:
+    def _paint(self, text: str, ground: str) -> None:
         """Take on the colours of the theme."""
-        self._figure.set_facecolor(ground)
+        self._canvas.figure.set_facecolor(ground)
         for axes in (self._loss, self._dice):
             axes.set_facecolor(ground)
             axes.tick_params(which="both", colors=text, labelsize=7)
@@ -144,33 +193,42 @@ class _Plot:
         for artist in (self._curve, self._star, self._words):
             artist.set_color(text)
 
-    def show(self, losses: Mapping[str, Points], dice: Points, best: tuple[int, float] | None) -> None:
-        """Move the lines to these points."""
-        new = losses.keys() - self._lines.keys()
-        for term in (term for term in losses if term in new):
-            (self._lines[term],) = self._loss.plot([], [], label=term, linewidth=2 if term == "total" else 1)
+    def _move(self, sheet: _Sheet) -> None:
+        """Move the lines to the points."""
+        if sheet.losses.keys() != self._lines.keys():
+            self._name_lines(sheet.losses)
         for term, line in self._lines.items():
-            line.set_data(*np.array(thin(losses.get(term, []))).reshape(-1, 2).T)
-        if new:
-            self._loss.legend(
-                fontsize=7, ncols=4, frameon=False, labelcolor="linecolor", loc="lower left", bbox_to_anchor=(-0.2, 1),
-                handlelength=1, columnspacing=1,
-            )  # fmt: skip
-        self._curve.set_data(*np.array(dice).reshape(-1, 2).T)
-        self._star.set_data(*np.array([] if best is None else [best]).reshape(-1, 2).T)
-        self._words.set_text("" if best is None else f"best {best[1]:.3f}")
+            line.set_data(*_columns(sheet.losses[term]))
+        self._curve.set_data(*_columns(sheet.dice))
+        self._star.set_data(*_columns(sheet.best))
+        self._words.set_text("".join(f"best {dice:.3f}" for _, dice in sheet.best))
         self._loss.relim()
         self._loss.autoscale_view()
-        self.canvas.draw_idle()  # type: ignore[no-untyped-call]
+
+    def _name_lines(self, terms: Mapping[str, Points]) -> None:
+        for line in self._lines.values():
+            line.remove()
+        self._loss.set_prop_cycle(None)
+        self._lines = {
+            term: self._loss.plot([], [], label=term, linewidth=2 if term == "total" else 1)[0] for term in terms
+        }
+        self._loss.legend(
+            fontsize=7, ncols=4, frameon=False, labelcolor="linecolor", loc="lower left", bbox_to_anchor=(-0.2, 1),
+            handlelength=1, columnspacing=1,
+        )  # fmt: skip
 
 
 def thin(points: Points) -> Points:
-    """Return at most `POINTS` of the points, evenly taken, the last among them.
+    """Return at most `MOST_POINTS` of the points, evenly taken, the last among them.
 
     Examples
     --------
-    >>> len(thin([(i, 0.0) for i in range(10_000)])) <= POINTS
+    >>> len(thin([(i, 0.0) for i in range(10_000)])) <= MOST_POINTS
     True
     """
-    stride = -(-len(points) // POINTS)
-    return points[::-1][:: max(1, stride)][::-1]
+    stride = max(1, -(-len(points) // MOST_POINTS))
+    return points[::-stride][::-1]
+
+
+def _columns(points: Points) -> NDArray[np.float64]:
+    return np.array(points, dtype=float).reshape(-1, 2).T

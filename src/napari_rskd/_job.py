@@ -16,9 +16,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -33,6 +34,7 @@ from rskd.errors import EngineError, RskdError
 from rskd.events import Command, Event, Progress, Step
 from rskd.jobs import Job, Outcome
 
+T = TypeVar("T")
 Order = tuple[Job, Mapping[str, NDArray[np.generic]]]
 """A job and the arrays that go with it."""
 
@@ -78,6 +80,14 @@ class _SharedEngine:
             self.get()
         except EngineError:
             _LOG.exception("the engine did not start; the first job will say so")
+
+
+_ASIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rskd-aside")
+
+
+def aside(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Compute something small in a thread of this process, one after the other; for what would jerk the window."""
+    return _ASIDE.submit(function, *arguments)
 
 
 def _started(engine: Engine) -> Engine:

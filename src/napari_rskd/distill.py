@@ -11,7 +11,7 @@ from typing import Any
 from qtpy.QtWidgets import QFormLayout, QLabel, QPushButton
 
 from napari_rskd import _settings
-from napari_rskd._chart import Chart, warm_up
+from napari_rskd._chart import Chart
 from napari_rskd._data_pages import DataPages
 from napari_rskd._fields import FolderField, ModelBox, NarrowBox
 from napari_rskd._form import Form, Section
@@ -141,7 +141,6 @@ class DistillWidget(Panel):
         compute, collect = _settings.compute_options(), self.data.collect()
 
         def order() -> Order:
-            warm_up()
             data = collect(run / "data")
             job = DistillJob(
                 teacher=teacher.path,
