@@ -100,7 +100,8 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     >>> tokens_to_map(torch.zeros(2, 6, 8), (2, 3)).shape
     torch.Size([2, 8, 2, 3])
     """
-    return tokens.mT.reshape(tokens.shape[0], tokens.shape[2], *grid)  # B N D -> B D h w
+    # transpose, since the ONNX exporter does not know .mT
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)  # B N D -> B D h w
 
 
 def _coarser(sizes: tuple[int, ...]) -> tuple[int, ...]:

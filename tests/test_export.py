@@ -1,0 +1,178 @@
+"""Exported students say what the originals say, carry their description, and need no torch."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rskd import export
+from rskd.config import DistillOptions, ModelSpec, SegmentOptions
+from rskd.distillation.objective import Objective
+from rskd.errors import FileError, ModelError, ParameterError, ResourceError
+from rskd.events import drain
+from rskd.models.presets import PRESETS, fresh_spec
+from rskd.models.segmenter import Segmenter
+from rskd.phantom import vessel_phantom
+from rskd.scan import Scan
+from rskd.segment import segment
+
+runs = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")),
+    reason="needs the extra `onnx`",
+)
+
+
+def network(name="rskd-nano", **fields):
+    torch.manual_seed(0)
+    spec = fresh_spec(name, in_channels=3, classes=["a", "b"]).model_copy(update={"image_size": 64} | fields)
+    model = Segmenter(spec)
+    for module in model.modules():  # statistics of their own, as after training
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "student.onnx"
+
+
+def compare(model, path, side):
+    images = np.random.default_rng(1).normal(size=(3, 3, side, side)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = export.OnnxSegmenter(path)(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()), rtol=0)
+
+
+@runs
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_named_network_is_the_same_outside_of_torch(name, path):
+    model = network(name)
+    assert export.export_onnx(model, path) <= 1e-4
+    compare(model, path, 64)
+
+
+@runs
+@pytest.mark.parametrize("decoder", ["linear", "mlp", "fpn", "unet"])
+def test_every_decoder_can_be_exported(decoder, path):
+    model = network(decoder=decoder)
+    export.export_onnx(model, path)
+    compare(model, path, 64)
+
+
+@runs
+@pytest.mark.parametrize("encoder", ["test_resnet", "efficientvit_b0", "pvt_v2_b0"])
+def test_other_encoders_can_be_exported(encoder, path):
+    torch.manual_seed(0)
+    spec = ModelSpec(name="x", encoder=encoder, patch_size=32, image_size=64, in_channels=3, decoder="fpn")
+    model = Segmenter(spec).eval()
+    export.export_onnx(model, path)
+    compare(model, path, 64)
+
+
+@runs
+@pytest.mark.parametrize("side", [32, 96])
+def test_another_size_is_what_the_network_says_at_that_size(side, path):
+    model = network()
+    export.export_onnx(model, path, size=side)
+    assert export.OnnxSegmenter(path).spec.image_size == side
+    assert model.spec.image_size == 64
+    compare(model, path, side)
+
+
+@runs
+def test_description_and_card_travel_inside(path):
+    model = network()
+    export.export_onnx(model, path, card={"data": "drawn"})
+    again = export.OnnxSegmenter(path)
+    assert again.spec == model.spec
+    assert again.card == {"data": "drawn"}
+    assert [p.name for p in path.parent.iterdir()] == ["student.onnx"]
+
+
+@runs
+def test_a_scan_is_segmented_alike(path):
+    model = network()
+    export.export_onnx(model, path)
+    scan = Scan(vessel_phantom(np.random.default_rng(0), 150)[0], "yxc", spacing=(0.5, 0.5), units="mm")
+    options = SegmentOptions(probabilities=True, batch_size=3)
+    mine, theirs = (drain(segment(m, scan, options)) for m in (export.OnnxSegmenter(path), model))
+    np.testing.assert_allclose(mine.probabilities.data, theirs.probabilities.data, atol=1e-4)
+    assert (mine.labels.data != theirs.labels.data).mean() < 1e-3
+    assert mine.labels.spacing == (0.5, 0.5)
+
+
+@runs
+def test_no_torch_is_needed_to_run_it(path):
+    export.export_onnx(network(), path)
+    code = (
+        "import sys, pathlib, numpy as np\n"
+        "from rskd.export import OnnxSegmenter\n"
+        "model = OnnxSegmenter(pathlib.Path(sys.argv[1]))\n"
+        "print(model(np.zeros((2, 3, 64, 64), np.float32)).shape, 'torch' in sys.modules, 'timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 3, 64, 64) False False"
+
+
+@runs
+def test_nothing_of_the_training_is_exported(path):
+    import onnx
+
+    student, teacher = network(), network("rskd-micro")
+    export.export_onnx(student, path)
+    before = path.read_bytes()
+    objective = Objective(student, teacher, DistillOptions())
+    path.unlink()
+    export.export_onnx(objective.student, path)
+    assert path.read_bytes() == before
+    names = {i.name for i in onnx.load(str(path)).graph.initializer}
+    assert not [n for n in names if n.startswith("terms")]
+
+
+@runs
+def test_what_differs_is_not_kept(path, monkeypatch):
+    monkeypatch.setattr(export, "_difference", lambda *_: 0.5)
+    with pytest.raises(ModelError, match=r"differs from rskd-nano by 5\.0e-01 of its largest logit"):
+        export.export_onnx(network(), path)
+    assert not list(path.parent.iterdir())
+
+
+@runs
+def test_problems_are_said_in_one_sentence(path, tmp_path):
+    import onnx
+
+    with pytest.raises(ParameterError, match="size=50 is no multiple of the patch size 16"):
+        export.export_onnx(network(), path, size=50)
+    with pytest.raises(FileError, match="cannot be written"):
+        export.export_onnx(network(), tmp_path / "no" / "folder.onnx")
+    with pytest.raises(FileError, match="There is no weight file"):
+        export.OnnxSegmenter(path)
+    path.write_bytes(b"no network")
+    with pytest.raises(FileError, match=r"student\.onnx is damaged or no ONNX file"):
+        export.OnnxSegmenter(path)
+    export.export_onnx(network(), path)
+    with pytest.raises(ParameterError, match="use tiles of 64 pixels"):
+        export.OnnxSegmenter(path)(np.zeros((1, 3, 32, 32), np.float32))
+    graph = onnx.load(str(path))
+    onnx.helper.set_model_props(graph, {"format": "rskd-onnx-1", "spec": json.dumps({"nothing": 1}), "card": "{}"})
+    onnx.save(graph, str(path))
+    with pytest.raises(ModelError, match=r"The description in student\.onnx"):
+        export.OnnxSegmenter(path)
+    del graph.metadata_props[:]
+    onnx.save(graph, str(path))
+    with pytest.raises(ModelError, match="was not exported by this program"):
+        export.OnnxSegmenter(path)
+
+
+def test_a_missing_extra_is_named(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ResourceError, match=r"need onnxruntime, which is not installed: .*napari-rskd\[onnx\]"):
+        export.OnnxSegmenter(path)
