@@ -307,6 +307,20 @@ def test_the_input_is_not_written_to() -> None:
         np.testing.assert_array_equal(array, before)
 
 
+def test_an_empty_batch_stays_empty() -> None:
+    subbands = contourlet(torch.zeros(0, 3, 32, 32), (3,))
+    assert subbands.bands[0][0].shape == (0, 3, 8, 16)
+    assert icontourlet(subbands).shape == (0, 3, 32, 32)
+
+
+def test_images_are_worked_on_in_chunks_without_a_trace() -> None:
+    images = noise(40, 64, 64)  # more than fit into one chunk
+    ours = contourlet(images, (3, 2))
+    for k, image in enumerate(images):
+        torch.testing.assert_close(ours.bands[1][2][k], contourlet(image, (3, 2)).bands[1][2], atol=1e-13, rtol=0)
+    torch.testing.assert_close(icontourlet(ours), images, atol=1e-12, rtol=0)
+
+
 def test_energy_and_rearranging() -> None:
     subbands = contourlet(noise(2, 32, 32), (2, 0))
     again = subbands.with_arrays(subbands.arrays())

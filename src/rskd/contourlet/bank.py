@@ -1,9 +1,9 @@
-"""Filter banks that act on one grid, as matrices between polyphase components per frequency.
+"""Filter banks that act on one grid, as one small matrix per frequency.
 
-A filter followed by decimation with step (a, b) is, on the a·b polyphase components of its input, an
-ordinary matrix of small periodic filters: in the Fourier domain one multiplication per frequency of the
-*decimated* grid. So an analysis is: split into polyphase components, `rfft2`, mix, `irfft2`. The inverse
-is the adjoint of a second bank of the same form, the dual.
+A filter followed by decimation with step (a, b) mixes, at every frequency of the *decimated* grid, a·b numbers of its
+input: along columns those are the b polyphase components (so that real FFTs keep their half spectra), along rows the
+a aliases (which lie in one spectrum, so that channels with the same b share it). So an analysis is: split the columns,
+`rfft2`, mix, `irfft2`. The inverse is the adjoint of a second bank of the same form, the dual.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 from rskd.contourlet.filters import Taps
+
+CHUNK = 2**17
+"""Pixels to work on at a time on a CPU: intermediate arrays that fit the caches and are not returned to the system."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Operator:
-    """Channels that share a decimation: `matrix` is K × (a·b) × H/a × (W/b)//2+1, complex."""
+    """Channels that share a decimation: `matrix` is K × (b·a) × H/a × (W/b)//2+1, complex."""
 
     decimation: tuple[int, int]
     shape: tuple[int, int]
@@ -50,8 +53,8 @@ class Operator:
 
     @cached_property
     def adjoint_matrix(self) -> Tensor:
-        """(a·b) × K × H/a × (W/b)//2+1."""
-        return self.matrix.transpose(0, 1).conj().resolve_conj().contiguous()
+        """(b·a) × K × H/a × (W/b)//2+1."""
+        return self.decimation[0] * self.matrix.transpose(0, 1).conj().resolve_conj().contiguous()
 
 
 Operators = tuple[Operator, ...]
@@ -65,18 +68,26 @@ def build_operators(channels: Sequence[Channel], *, side: str, dtype: torch.dtyp
     operators = []
     for decimation, group in groupby(channels, key=lambda channel: channel.decimation):
         members = list(group)
-        rows = [_polyphase(getattr(channel, side), channel) for channel in members]
+        rows = [_mixing_row(getattr(channel, side), channel) for channel in members]
         matrix = torch.from_numpy(np.stack(rows)).to(device, dtype.to_complex())
         operators.append(Operator(decimation, members[0].analysis.shape, matrix))
     return tuple(operators)
 
 
-def _polyphase(response: Taps, channel: Channel) -> np.ndarray:
-    """Turn a response into its spectra on the polyphase components: (a·b) × H/a × (W/b)//2+1."""
+def _mixing_row(response: Taps, channel: Channel) -> np.ndarray:
+    """Turn a response into its factors for every component: (b·a) × H/a × (W/b)//2+1."""
     (a, b), (down, right) = channel.decimation, channel.shift
     taps = np.fft.ifft2(response).real
-    components = [np.roll(taps, (i - down, j - right), axis=(0, 1))[::a, ::b] for i in range(a) for j in range(b)]
-    return np.fft.rfft2(np.stack(components))
+    components = [np.roll(taps, (-down, j - right), axis=(0, 1))[:, ::b] for j in range(b)]
+    factors: np.ndarray = np.fft.rfft2(np.stack(components)) / a  # b H w
+    return factors.reshape(b * a, len(taps) // a, -1)
+
+
+def _spectra(x: Tensor, b: int) -> Tensor:
+    """Split columns into polyphase components and transform: N × H × W to N × b × H × (W/b)//2+1."""
+    rows, columns = x.shape[-2:]
+    spectra: Tensor = torch.fft.rfft2(x.reshape(-1, rows, columns // b, b).permute(0, 3, 1, 2))
+    return spectra
 
 
 def _mix(spectra: Tensor, matrix: Tensor) -> Tensor:
@@ -87,21 +98,53 @@ def _mix(spectra: Tensor, matrix: Tensor) -> Tensor:
     return mixed  # N K h w
 
 
-def _analyse(x: Tensor, op: Operator) -> Tensor:
-    """Filter and decimate N × H × W to N × K × H/a × W/b."""
-    (a, b), (height, width) = op.decimation, op.shape
-    parts = x.reshape(-1, height // a, a, width // b, b).permute(0, 2, 4, 1, 3).flatten(1, 2)  # N ab H/a W/b
-    spectra = _mix(torch.fft.rfft2(parts), op.matrix)
-    bands: Tensor = torch.fft.irfft2(spectra, s=(height // a, width // b))
-    return bands
+def _chunk(images: Tensor, shape: tuple[int, int]) -> int:
+    """Return how many images to work on at a time."""
+    return max(1, CHUNK // (shape[0] * shape[1])) if images.device.type == "cpu" else max(1, len(images))
 
 
-def _adjoint(bands: Tensor, op: Operator) -> Tensor:
-    """Apply the transpose of `_analyse`: N × K × H/a × W/b to N × H × W."""
-    (a, b), (height, width) = op.decimation, op.shape
-    spectra = _mix(torch.fft.rfft2(bands), op.adjoint_matrix)
-    parts: Tensor = torch.fft.irfft2(spectra, s=(height // a, width // b))
-    return parts.reshape(-1, a, b, *parts.shape[-2:]).permute(0, 3, 1, 4, 2).reshape(-1, height, width)
+def _analyse(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
+    """Filter and decimate N × H × W: for each operator N × K × H/a × W/b."""
+    parts = [_analyse_chunk(chunk, operators) for chunk in torch.split(x, _chunk(x, operators[0].shape))]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+def _analyse_chunk(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
+    spectra = {b: _spectra(x, b) for b in {op.decimation[1] for op in operators}}
+    outputs = []
+    for op in operators:
+        (a, b), (rows, columns) = op.decimation, op.shape
+        aliases = spectra[b].reshape(
+            len(x), b * a, rows // a, spectra[b].shape[-1]
+        )  # a view: the aliases of one component are its rows
+        outputs.append(torch.fft.irfft2(_mix(aliases, op.matrix), s=(rows // a, columns // b)))
+    return tuple(outputs)
+
+
+def _adjoint(stacks: Sequence[Tensor], operators: Operators) -> Tensor:
+    """Apply the transpose of `_analyse`: N × K × H/a × W/b each to N × H × W."""
+    size = _chunk(stacks[0], operators[0].shape)
+    parts = [
+        _adjoint_chunk(chunks, operators)
+        for chunks in zip(*(torch.split(stack, size) for stack in stacks), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _adjoint_chunk(stacks: Sequence[Tensor], operators: Operators) -> Tensor:
+    rows, columns = operators[0].shape
+    totals: dict[int, Tensor] = {}
+    for stack, op in zip(stacks, operators, strict=True):
+        b = op.decimation[1]
+        mixed = _mix(torch.fft.rfft2(stack), op.adjoint_matrix)
+        spectra = mixed.reshape(len(stack), b, rows, mixed.shape[-1])
+        totals[b] = totals[b].add_(spectra) if b in totals else spectra
+    parts = [torch.fft.irfft2(total, s=(rows, columns // b)) for b, total in totals.items()]  # N b H W/b
+    images = [part.permute(0, 2, 3, 1).reshape(-1, rows, columns) for part in parts]
+    x: Tensor = images.pop()
+    for image in images:
+        x = x + image
+    return x
 
 
 class _Analysis(torch.autograd.Function):
@@ -109,7 +152,7 @@ class _Analysis(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
-        return tuple(_analyse(x, op) for op in operators)
+        return _analyse(x, operators)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -133,10 +176,7 @@ class _Analysis(torch.autograd.Function):
 class _Adjoint(torch.autograd.Function):
     @staticmethod
     def forward(operators: Operators, *stacks: Tensor) -> Tensor:
-        total, *terms = (_adjoint(stack, op) for stack, op in zip(stacks, operators, strict=True))
-        for term in terms:
-            total += term
-        return total
+        return _adjoint(stacks, operators)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
