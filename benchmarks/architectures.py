@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rskd.errors import ModelError
-from rskd.importance import attention_sites, gradient_importance, observe_attention, observe_features
+from rskd.importance import attention_sites, feature_stages, gradient_importance, observe_attention, observe_features
 from rskd.importance.sites import Site, prefix_tokens
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -182,7 +182,7 @@ def _unpartition(site: Site, dense: Dense, weights: Tensor, images: int, score: 
     maps = [t.movedim(1, -1) if _channels_first(site) and t.ndim == 4 else t for t in dense.rows[site.name]]
     windowed = [t for t in maps if len(t) == len(weights) or t.ndim == 6]  # Twins gives windows axes of their own
     parts = next(t.reshape(-1, t.shape[-1]) for t in windowed if t.shape[:-1].numel() == len(weights) * places)
-    for source in maps:
+    for source in (t for t in maps if t.shape[-1] == parts.shape[-1]):
         tokens = source.reshape(images, -1, source.shape[-1])
         scores = _match(tokens, parts.view(images, -1, places, parts.shape[-1]), weights, score)
         if scores is not None:
@@ -303,7 +303,7 @@ def gradient_works(model: nn.Module, images: Tensor) -> str:
 
 def feature_error(model: nn.Module, images: Tensor) -> float | None:
     """Return the largest difference of `feature_norm` from timm's own feature maps, ``None`` where timm gives none."""
-    if not hasattr(model, "forward_intermediates"):
+    if not hasattr(model, "forward_intermediates") or any(stage.channels is None for stage in feature_stages(model)):
         return None
     with torch.no_grad(), observe_features(model) as seen:
         maps = model.forward_intermediates(images, norm=False, intermediates_only=True)
