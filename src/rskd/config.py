@@ -297,6 +297,8 @@ class DistillOptions(Config):
     """Weight of the segmentation loss on the masks; 0 = learn from the teacher alone."""
     ramp: Fraction = 0.1
     """Share of the steps over which the three feature terms and the baselines rise to their weight."""
+    teacher_bfloat16: bool = False
+    """Run the teacher in bfloat16: faster where the hardware has it, its answers change in the third digit."""
     baselines: BaselineOptions = BaselineOptions()
     """Published methods to compare with."""
     calibrate: Annotated[float, Field(ge=0, le=100)] = 0.0

@@ -129,3 +129,16 @@ def test_the_student_is_the_same_with_and_without_what_is_learnt_beside_it(netwo
     objective(*batch)
     assert list(student.state_dict()) == keys
     assert torch.equal(student(batch[0]), before)
+
+
+def test_a_teacher_in_bfloat16_says_almost_the_same(networks, batch):
+    torch.manual_seed(2)
+    exact = Objective(*networks, DistillOptions())
+    torch.manual_seed(2)
+    rough = Objective(*networks, DistillOptions(teacher_bfloat16=True))
+    mine, theirs = rough(*batch), exact(*batch)
+    for name, loss in theirs.items():
+        assert mine[name].dtype == torch.float32
+        assert mine[name].item() == pytest.approx(loss.item(), rel=0.05)
+    assert mine["logits"] != theirs["logits"]
+    assert mine["task"] == theirs["task"]

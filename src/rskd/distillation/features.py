@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -46,6 +47,23 @@ class Features:
     """Map that carries texture: that of the stem at `texture_level`, B C H' W', or the first stage without a stem."""
     importance_layout: tuple[TokenImportance, ...] = ()
     """The same importance with its grid and its windows."""
+
+
+def in_float(seen: Features) -> Features:
+    """Return what was seen in half precision as float32, and everything else as it is."""
+    layout = tuple(replace(importance, scores=_in_float(importance.scores)) for importance in seen.importance_layout)
+    return replace(
+        seen,
+        logits=_in_float(seen.logits),
+        stages=tuple(_in_float(x) for x in seen.stages),
+        importance=tuple(importance.scores for importance in layout),
+        texture=None if seen.texture is None else _in_float(seen.texture),
+        importance_layout=layout,
+    )
+
+
+def _in_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def texture_level(model: Segmenter) -> int:
@@ -109,7 +127,6 @@ def observe(model: Segmenter, images: Tensor, taps: Taps) -> Features:
 
     Examples
     --------
-    >>> import torch
     >>> from rskd.models.presets import fresh_spec
     >>> model = Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"]))
     >>> seen = observe(model, torch.zeros(1, 1, 64, 64), Taps(stages=(0, 2), importance=(2,), texture=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from rskd.distillation.features import (
     Features,
     Taps,
     importance_depth,
+    in_float,
     match_blocks,
     observe,
     stage_widths,
@@ -128,10 +130,16 @@ class Objective(nn.Module):
         if self.options.task:
             losses["task"] = task_loss(student.logits, targets, self.task)
         for model in self._teacher:
-            with torch.no_grad():
-                teacher = observe(model, images, self._teacher_taps)
+            with torch.no_grad(), self._teacher_precision(images):
+                teacher = in_float(observe(model, images, self._teacher_taps))
             losses |= self._distillation(student, teacher, targets)
         return losses
+
+    def _teacher_precision(self, images: Tensor) -> AbstractContextManager[object]:
+        """Return what the teacher runs under: what is around, or bfloat16 if asked for."""
+        if not self.options.teacher_bfloat16:
+            return nullcontext()
+        return torch.autocast(images.device.type, torch.bfloat16)
 
     def _distillation(self, student: Features, teacher: Features, targets: Tensor) -> dict[str, Tensor]:
         losses = {}

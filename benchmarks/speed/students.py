@@ -1,0 +1,78 @@
+"""What a student costs: parameters, multiply-adds, and CPU time per image on one core, in torch and ONNX Runtime.
+
+Every named network with its decoder, beside ``vit_tiny`` and ``vit_small`` with the same decoder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _timing import interleaved, median
+from torch.utils.flop_counter import FlopCounterMode
+
+from rskd.config import ModelSpec
+from rskd.export import OnnxSegmenter, export_onnx
+from rskd.models.presets import PRESETS
+from rskd.models.segmenter import Segmenter
+
+SIDES = (256, 512)
+ROUNDS = 5
+BESIDE = {name: ModelSpec(name=name, encoder=f"{name}_patch16_224") for name in ("vit_tiny", "vit_small")}
+RUNTIME = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+
+
+def main() -> None:
+    specs = {spec.name: spec.model_copy(update={"in_channels": 3}) for spec in (*PRESETS.values(), *BESIDE.values())}
+    models = {name: Segmenter(spec).eval() for name, spec in specs.items()}
+    print(f"{'network':14} {'M par.':>7}", *(f"{f'GMACs {s}':>9} {f'torch {s}':>10} {f'ORT {s}':>9}" for s in SIDES))
+    columns = {side: measure(models, side) for side in SIDES}
+    for name, model in models.items():
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        cells = [f"{macs:9.2f} {eager:10.1f} {ort:>9}" for macs, eager, ort in (columns[s][name] for s in SIDES)]
+        print(f"{name:14} {millions:7.2f}", *cells)
+    print("milliseconds of CPU time per image, batch 1, one thread, medians of interleaved rounds")
+
+
+def measure(models: dict[str, Segmenter], side: int) -> dict[str, tuple[float, float, str]]:
+    images = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    work: dict[str, Callable[[], object]] = {}
+    for name, model in models.items():
+        work[f"torch {name}"] = lambda model=model: forward(model, images)
+        if RUNTIME:
+            exported = exported_network(model, side)
+            work[f"ort {name}"] = lambda exported=exported: exported(images)
+    times = interleaved(work, rounds=ROUNDS)
+    return {
+        name: (
+            multiply_adds(model, images),
+            median(times, f"torch {name}"),
+            f"{median(times, f'ort {name}'):.1f}" if RUNTIME else "–",
+        )
+        for name, model in models.items()
+    }
+
+
+def forward(model: Segmenter, images: np.ndarray) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.from_numpy(images))
+
+
+def multiply_adds(model: Segmenter, images: np.ndarray) -> float:
+    with FlopCounterMode(display=False) as counter:
+        forward(model, images)
+    return counter.get_total_flops() / 2e9
+
+
+def exported_network(model: Segmenter, side: int) -> OnnxSegmenter:
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(model, Path(folder) / "network.onnx", size=side)
+        return OnnxSegmenter(Path(folder) / "network.onnx", threads=1)
+
+
+if __name__ == "__main__":
+    main()
