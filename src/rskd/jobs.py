@@ -32,7 +32,7 @@ class InspectJob(Config):
 
     kind: Literal["inspect"] = "inspect"
     model: Path
-    """Weight file."""
+    """Weight file, or the name of a bundled network."""
 
 
 class SegmentJob(Config):
@@ -40,7 +40,7 @@ class SegmentJob(Config):
 
     kind: Literal["segment"] = "segment"
     model: Path
-    """Weight file of the network."""
+    """Weight file of the network, or the name of a bundled one."""
     image: Path | None = None
     """Image file; left out where an open layer is handed over."""
     axes: str | None = None
@@ -58,9 +58,9 @@ class RankJob(Config):
 
     kind: Literal["rank"] = "rank"
     teacher: Path | None = None
-    """Weight file of the teacher."""
+    """Weight file of the teacher, or the name of a bundled one."""
     student: Path | None = None
-    """Weight file of the student."""
+    """Weight file of the student, or the name of a bundled one."""
     image: Path | None = None
     """Image file (2-D); left out where an open layer is handed over."""
     axes: str | None = None
@@ -94,7 +94,7 @@ class EvaluateJob(Config):
 
     kind: Literal["evaluate"] = "evaluate"
     model: Path
-    """Weight file of the network."""
+    """Weight file of the network, or the name of a bundled one."""
     data: DataOptions
     """Images, masks and regions."""
     output: Path | None = None
@@ -110,7 +110,7 @@ class TrainJob(Config):
 
     kind: Literal["train"] = "train"
     model: str
-    """Weight file to start from, name of a network to start fresh (`rskd doctor` lists them),
+    """Weight file or bundled network to start from, name of a network to start fresh (`rskd doctor` lists them),
     or a JSON file that describes one."""
     data: DataOptions
     """Images and masks."""
@@ -129,9 +129,9 @@ class DistillJob(Config):
 
     kind: Literal["distill"] = "distill"
     teacher: Path
-    """Weight file of the teacher."""
+    """Weight file of the teacher, or the name of a bundled one."""
     student: str
-    """Weight file to start from, name of a network to start fresh (`rskd doctor` lists them),
+    """Weight file or bundled network to start from, name of a network to start fresh (`rskd doctor` lists them),
     or a JSON file that describes one."""
     data: DataOptions
     """Images and masks."""

@@ -155,10 +155,12 @@ class Session:
     def _model(self, path: Path, compute: ComputeOptions) -> Segmenter:
         """Return the network in a file, from memory if the file is the one that was read."""
         from rskd.compute import choose_device, use_threads
+        from rskd.models.presets import weight_file
         from rskd.models.weights import load
 
         use_threads(compute)
         device = choose_device(compute)
+        path = weight_file(path)
         try:
             facts = path.stat()
         except OSError as error:

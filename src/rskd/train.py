@@ -28,7 +28,7 @@ from rskd.io import read_scan
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.metrics import dice_per_class
 from rskd.models import weights
-from rskd.models.presets import PRESETS, fresh_spec, student_spec
+from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
 from rskd.models.segmenter import Segmenter
 from rskd.runs import RunFolder, write_atomically
 from rskd.scan import Scan
@@ -127,7 +127,7 @@ def _networks(job: TrainJob | DistillJob, case: Case) -> tuple[Segmenter, Segmen
 
 def _network(name: str, fresh: Callable[[], ModelSpec]) -> Segmenter:
     """Return a network from a weight file, from a description, or fresh by name."""
-    path = Path(name)
+    path = weight_file(Path(name))
     if name in PRESETS:
         return Segmenter(fresh())
     if path.suffix == ".json":

@@ -54,6 +54,17 @@ BUNDLED: dict[str, Path] = {
 """Weight files inside the package: for demonstration, not for diagnosis."""
 
 
+def weight_file(path: Path) -> Path:
+    """Return the file that `path` means: itself, or the bundled one of that name where there is no such file.
+
+    Examples
+    --------
+    >>> weight_file(Path("retina-student")).name
+    'retina-student.safetensors'
+    """
+    return path if path.exists() else BUNDLED.get(str(path), path)
+
+
 def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str]) -> ModelSpec:
     """Return the description of a named network for given channels and classes.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
+from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
 FORMAT = "rskd-1"
@@ -67,7 +68,7 @@ def load(path: Path) -> Segmenter:
     Parameters
     ----------
     path
-        A ``.safetensors`` file of this program, or a ``.pt`` file that holds ``{"spec": JSON, "state_dict": tensors}``.
+        Name of a bundled network, a ``.safetensors`` file of this program, or a ``.pt`` file that holds ``{"spec": JSON, "state_dict": tensors}``.
 
     Raises
     ------
@@ -76,6 +77,7 @@ def load(path: Path) -> Segmenter:
     ModelError
         If it holds something else, or code.
     """
+    path = weight_file(path)
     spec, tensors = _read(path)[:2]
     model = Segmenter(spec)
     _check(path, model.state_dict(), tensors)
@@ -85,6 +87,7 @@ def load(path: Path) -> Segmenter:
 
 def inspect(path: Path) -> Passport:
     """Return what a weight file says about itself, without building the network."""
+    path = weight_file(path)
     spec, tensors, card = _read(path)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return Passport(
@@ -106,7 +109,7 @@ def read_spec(path: Path) -> ModelSpec:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with weight_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
