@@ -68,7 +68,8 @@ def load(path: Path) -> Segmenter:
     Parameters
     ----------
     path
-        Name of a bundled network, a ``.safetensors`` file of this program, or a ``.pt`` file that holds ``{"spec": JSON, "state_dict": tensors}``.
+        Name of a bundled network, a ``.safetensors`` file of this program, or a ``.pt`` file that holds
+        ``{"spec": JSON, "state_dict": tensors}``.
 
     Raises
     ------
