@@ -264,6 +264,8 @@ class FusionOptions(Config):
     """Stages of the student to match, from 0, shallow to deep; empty = spread evenly over the depth."""
     teacher_stages: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The teacher's stage for each of these; empty = at the same depth."""
+    stage_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weight of every matched stage, shallow to deep; empty = all alike."""
 
     @field_validator("width")
     @classmethod
@@ -279,6 +281,8 @@ class FusionOptions(Config):
                 f"student_stages names {len(self.student_stages)} stages and teacher_stages "
                 f"{len(self.teacher_stages)}: name as many of each"
             )
+        if self.stage_weights and not any(self.stage_weights):
+            raise ValueError("stage_weights are all 0: give at least one stage a weight")
         return self
 
 

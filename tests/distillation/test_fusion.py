@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from rskd.config import FusionOptions
 from rskd.distillation.fusion import (
     LOSSES,
@@ -16,7 +18,6 @@ from rskd.distillation.fusion import (
     hierarchical_context_loss,
 )
 from rskd.distillation.refine import REFINEMENTS, ChannelRefinement, SpatialRefinement
-from torch.nn import functional as F
 
 
 @pytest.fixture(autouse=True)
@@ -188,3 +189,28 @@ def test_finite_in_bfloat16(refine):
 def test_stages_must_match():
     with pytest.raises(ValueError, match="2 stages and the teacher 3"):
         FusionTerm([8, 8], [8, 8, 8], FusionOptions())
+
+
+def test_stages_are_weighed_from_shallow_to_deep():
+    student, teacher = maps(6), maps(10)
+    term = build(gate="space", refine="none")
+    state, losses = term.state_dict(), []
+    for i in range(3):
+        single = build(gate="space", refine="none", stage_weights=tuple(float(i == k) for k in range(3)))
+        single.load_state_dict(state)
+        losses.append(single(student, teacher))
+    assert torch.stack(losses).mean().item() == pytest.approx(term(student, teacher).item(), rel=1e-6)
+    weighted = build(gate="space", refine="none", stage_weights=(0.1, 0.5, 1))
+    weighted.load_state_dict(state)
+    expected = (0.1 * losses[0] + 0.5 * losses[1] + losses[2]) / 1.6
+    assert weighted(student, teacher).item() == pytest.approx(expected.item(), rel=1e-6)
+    deepest = build(gate="space", refine="none", stage_weights=(0, 0, 1))
+    deepest.load_state_dict(state)
+    assert deepest([x * 9 for x in student[:2]] + student[2:], teacher) == losses[2]  # sees nothing of the shallow ones
+
+
+def test_stage_weights_are_one_for_each_stage():
+    with pytest.raises(ValueError, match="names 2 weights, 3 stages are matched"):
+        build(stage_weights=(1, 2))
+    with pytest.raises(ValueError, match="all 0"):
+        build(stage_weights=(0, 0, 0))

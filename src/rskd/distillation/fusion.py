@@ -134,6 +134,12 @@ class FusionTerm(nn.Module):
             raise ParameterError(
                 f"The student has {len(student_channels)} stages and the teacher {len(teacher_channels)}: match them."
             )
+        if options.stage_weights and len(options.stage_weights) != len(student_channels):
+            raise ParameterError(
+                f"stage_weights names {len(options.stage_weights)} weights, {len(student_channels)} stages are "
+                "matched: name one for each, shallow to deep."
+            )
+        self.weights = options.stage_weights[::-1]  # deep to shallow, as the losses are found
         width = options.width
         self.loss = LOSSES[options.loss]
         self.target = TARGETS[options.target]
@@ -147,7 +153,7 @@ class FusionTerm(nn.Module):
         self.leave = nn.ModuleList(nn.Conv2d(width, c, 3, padding=1) for c in teacher_channels)
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return the mean loss over the stages (B, C_i, H_i, W_i), shallow to deep; no gradient to the teacher."""
+        """Return the weighted mean over the stages (B, C_i, H_i, W_i), shallow to deep; no gradient to the teacher."""
         losses = []
         deeper: Tensor | None = None
         for i in reversed(range(len(self.enter))):
@@ -156,7 +162,10 @@ class FusionTerm(nn.Module):
                 fused = self.fusions[i](fused, F.interpolate(deeper, fused.shape[2:], mode="nearest"))
             deeper = fused = self._refined(i, fused)
             losses.append(self.loss(*same_grid(self.leave[i](fused), self.target(teacher[i].detach()))))
-        return torch.stack(losses).mean()
+        if not self.weights:
+            return torch.stack(losses).mean()
+        weighted = [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
+        return torch.stack(weighted).sum() / sum(self.weights)
 
     def _refined(self, stage: int, fused: Tensor) -> Tensor:
         if self.refinements is None or self.strengths is None:
