@@ -1,7 +1,7 @@
 """What observing token importance and ranking it costs, beside the plain forward pass and the peers' arithmetic.
 
-Run: ``python benchmarks/speed/importance.py [--quick]``. One thread, process-CPU time; all candidates of a table run once
-per round, interleaved, and a ratio is the median of the paired ratios.
+Run: ``python benchmarks/speed/importance.py [--quick]``. One thread, process-CPU time; all candidates of a table run
+once per round, interleaved, and a ratio is the median of the paired ratios.
 """
 
 from __future__ import annotations
@@ -56,15 +56,19 @@ def forward(model: nn.Module, images: Tensor, blocks: list[int] | None, definiti
     return run
 
 
-def observation(side: int, *, rounds: int) -> None:
+def observation(side: int, *, batch: int, rounds: int) -> None:
     model = timm.create_model("vit_small_patch16_224", img_size=side).eval()
-    images = torch.randn(1, 3, side, side)
+    images = torch.randn(batch, 3, side, side)
     candidates = {
         "plain forward pass": forward(model, images, None, ""),
         "received, 3 blocks": forward(model, images, [3, 7, 11], "received"),
         "cls, 3 blocks": forward(model, images, [3, 7, 11], "cls"),
     }
-    report(f"Observation, ViT-S/16 at {side} px (target: <= 1.05 at 224, <= 1.10 at 512)", candidates, rounds=rounds)
+    report(
+        f"Observation, ViT-S/16 at {side} px, batch {batch} (target: <= 1.05 at 224, <= 1.10 at 512)",
+        candidates,
+        rounds=rounds,
+    )
 
 
 def rollout(side: int, *, rounds: int) -> None:
@@ -118,9 +122,9 @@ def memory() -> None:
     images = torch.randn(1, 3, side, side)
     print(f"\nLargest tensor, ViT-Ti/16 at {side} px: N = 4096 (dense attention: {3 * 4097**2 * 4 / 2**20:.0f} MiB)")
     for name, blocks in (("plain forward pass", None), ("received", [0])):
-        with torch.no_grad(), LargestTensor() as largest:
-            with nullcontext() if blocks is None else observe_attention(model, blocks):
-                model(images)
+        observed = nullcontext() if blocks is None else observe_attention(model, blocks)
+        with torch.no_grad(), LargestTensor() as largest, observed:
+            model(images)
         print(f"  {name:<44} {largest.bytes / 2**20:9.2f} MiB")
 
 
@@ -175,8 +179,8 @@ def main() -> None:
     for tokens in (196, 1024, 4096):
         losses(tokens, rounds=2 * rounds)
     memory()
-    for side in (224, 512):
-        observation(side, rounds=rounds)
+    for side, batch in ((224, 1), (224, 8), (512, 1)):
+        observation(side, batch=batch, rounds=rounds)
     for side in (224, 512):
         rollout(side, rounds=max(5, rounds // 2))
 
