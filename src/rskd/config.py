@@ -26,6 +26,15 @@ RankingLoss = Literal[
     "topk_listmle", "listmle", "listnet", "kl_importance", "pairwise_hinge", "pairwise_logistic",
     "lambdarank", "approx_ndcg", "rankdistil", "soft_spearman",
 ]  # fmt: skip
+
+
+def _splittable(order: int) -> int:
+    if order == 1:
+        raise ValueError("a level cannot be split into 2 directions on a rectangular grid: use 0 (none) or 2 (four)")
+    return order
+
+
+DirectionOrder = Annotated[int, Field(ge=0, le=5), AfterValidator(_splittable)]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
@@ -126,7 +135,7 @@ class SegmentOptions(Config):
 class ContourletOptions(Config):
     """How an image is split into sub-bands."""
 
-    levels: tuple[Annotated[int, Field(ge=0, le=5)], ...] = (3, 3, 2)
+    levels: tuple[DirectionOrder, ...] = (3, 3, 2)
     """log2 of the number of directions for every pyramid level, finest first; (3, 2) = 8 directions, then 4."""
     pyramid: PyramidFilter = "9-7"
     """Filter of the Laplacian pyramid."""
@@ -231,7 +240,7 @@ class TextureOptions(Config):
     """Weight of the term; 0 = off."""
     loss: Literal["mse", "energy", "cosine", "cwd"] = "mse"
     """How sub-bands are compared."""
-    levels: tuple[Annotated[int, Field(ge=0, le=5)], ...] | None = None
+    levels: tuple[DirectionOrder, ...] | None = None
     """log2 of the directions per pyramid level, finest first; None = as the grid allows, at most (3, 2)."""
     nonsubsampled: bool = False
     """Shift-invariant transform."""
