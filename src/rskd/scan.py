@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,22 @@ class Scan:
     channels
         Names of the channels; empty = unnamed.
     source
-        Where it was read from.
+        File or folder it was read from.
+    files
+        Its files where they are several, in the order of the planes; empty = `source` alone.
+    modality
+        What made it, as DICOM abbreviates it: ``"CT"``, ``"MR"`` …; ``None`` = unknown.
+    meaning
+        What the values are: ``"HU"``, ``"stored values"``, ``"Gy"`` …; ``None`` = unknown.
+    anatomical
+        Whether the world of `affine` is the patient's: x grows to the right hand, y to the front, z to the head, as
+        in NIfTI. The rows of `affine` are in the order z, y, x all the same.
+    pyramid
+        The same picture at lower and lower resolution, lazy, over the same axes; empty = none is stored.
+    window
+        Lowest and highest value to show, as the file suggests; ``None`` = it suggests none.
+    notes
+        What is unusual about the file, one sentence each, without anything that its header says about a person.
 
     Examples
     --------
@@ -53,6 +70,13 @@ class Scan:
     affine: NDArray[np.float64] | None = None
     channels: tuple[str, ...] = ()
     source: Path | None = None
+    files: tuple[Path, ...] = ()
+    modality: str | None = None
+    meaning: str | None = None
+    anatomical: bool = False
+    pyramid: tuple[Any, ...] = ()
+    window: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse axes that do not describe the array."""
@@ -88,6 +112,22 @@ class Scan:
         """Number of channels; 1 without a channel axis."""
         return int(self.data.shape[self.axes.index("c")]) if "c" in self.axes else 1
 
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of the files it was read from, as hexadecimal digits; ``None`` without a source.
+
+        It is computed when it is first asked for. What it names does not tell who the patient is.
+        """
+        if self.source is None:
+            return None
+        files = self.files or sorted(p for p in [self.source, *self.source.rglob("*")] if p.is_file())
+        total = hashlib.sha256()
+        for path in files:
+            with open(path, "rb") as file:
+                own = hashlib.file_digest(file, "sha256")
+            total.update(own.digest())
+        return own.hexdigest() if len(files) == 1 else total.hexdigest()
+
     def like(self, data: Any, axes: str) -> Scan:
         """Return `data` in this scan's world.
 
@@ -98,7 +138,7 @@ class Scan:
         axes
             Its axes; its spatial ones must be this scan's.
         """
-        return replace(self, data=data, axes=axes, channels=())
+        return replace(self, data=data, axes=axes, channels=(), meaning=None, window=None, pyramid=())
 
 
 def move_axes(data: Any, axes: str, order: Sequence[str]) -> NDArray[Any]:

@@ -40,7 +40,8 @@ def read(path: Path) -> Scan:
     if voxels.dtype.names:  # red, green, blue
         voxels, axes, shape = voxels[..., None].view(np.uint8), axes + "c", (*shape, voxels.dtype.itemsize)
     affine, spacing, units = _geometry(path, header)
-    return Scan(voxels.reshape(shape), axes, spacing=spacing, units=units, affine=affine)
+    anatomical = affine is not None
+    return Scan(voxels.reshape(shape), axes, spacing=spacing, units=units, affine=affine, anatomical=anatomical)
 
 
 def write(path: Path, scan: Scan) -> None:
@@ -181,4 +182,7 @@ def _fresh_header(scan: Scan) -> Any:
         used = [*(2, 1, 0)[3 - len(scan.spatial_axes) :], 3]
         affine[np.ix_(used, used)] = scan.affine
         header.set_sform(affine, code="aligned")
+        turn = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        if np.allclose(turn.T @ turn, np.eye(3), atol=1e-6):  # not tilted: a quaternion can say it as well
+            header.set_qform(affine, code="aligned")
     return header

@@ -1,11 +1,10 @@
-"""TIFF in its dialects: plain, BigTIFF, ImageJ hyperstack, OME-TIFF."""
+"""TIFF in its dialects: plain, BigTIFF, ImageJ hyperstack, OME-TIFF, tiled pyramids, Aperio SVS."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.errors import FileError, ResourceError
+from rskd.io.lazy import LazyArray
+from rskd.io.libraries import library
 from rskd.scan import SPATIAL, Scan, move_axes
 
 _CENTIMETRE = 3
@@ -21,6 +22,8 @@ _UNITS = {
     "nm": "nm", "nanometer": "nm", "mm": "mm", "millimeter": "mm", "cm": "cm", "m": "m", "Å": "Å",
 }  # fmt: skip
 _LETTERS = {"X": "x", "Y": "y", "Z": "z", "T": "t", "C": "c", "S": "c"}
+LAZY_FROM = 2**28
+"""Bytes from which on a pyramid is read when it is sliced."""
 _UNNAMED = "QIRVLEHAMP"
 """Dimensions without a meaning here (a plain stack of pages, a series …): taken as z, then as t."""
 
@@ -67,14 +70,17 @@ def write(path: Path, scan: Scan) -> None:
 def _read(path: Path, *, colours: bool) -> Scan:
     import tifffile
 
-    with _quiet(), tifffile.TiffFile(path, _multifile=False) as file:
+    with tifffile.TiffFile(path, _multifile=False) as file:
         if not file.series:
             raise FileError(f"{path.name} is a TIFF without an image: export it again.")
         series = file.series[0]
+        if _is_large_pyramid(series):
+            return _read_lazily(path)
         _check_whole(path, file, series)
         data = series.asarray()
         spacing_of, units = _spacing(file)
         names = _channel_names(file)
+        slide = file.is_svs
         data, letters = _photometric(series.keyframe, data, series.axes, colours=colours)
     data, axes = _name_axes(path, data, letters)
     spatial = [axis for axis in axes if axis in SPATIAL]
@@ -86,18 +92,42 @@ def _read(path: Path, *, colours: bool) -> Scan:
         spacing=spacing,
         units=units if spacing else None,
         channels=names if len(names) == count else _colour_names(letters, count),
+        modality="SM" if slide else None,
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep tifffile's log still: it quotes headers, which may name a patient. What matters is raised anyway."""
-    logger = logging.getLogger("tifffile")
-    previous, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = previous
+def _is_large_pyramid(series: Any) -> bool:
+    """Whether the pixels are better left in the file until they are asked for, and mean what they say."""
+    letters = [_LETTERS.get(letter) for letter in series.axes]
+    plain = series.keyframe.photometric in (1, 2, 6) and series.dtype.kind in "uif"
+    return series.is_pyramidal and plain and series.nbytes > LAZY_FROM and None not in letters and 1 not in series.shape
+
+
+def _read_lazily(path: Path) -> Scan:
+    import tifffile
+
+    file = tifffile.TiffFile(path, _multifile=False)  # stays open as long as the arrays do
+    series = file.series[0]
+    open_zarr = library("zarr").open_array
+    levels = [
+        LazyArray(open_zarr(series.aszarr(level=number), mode="r"), path.name, keeping=file)
+        for number, level in enumerate(series.levels)
+        if level.axes == series.axes
+    ]
+    axes = "".join(_LETTERS[letter] for letter in series.axes)
+    sizes, units = _spacing(file)
+    spacing = tuple(sizes[a] for a in axes if a in SPATIAL) if all(a in sizes for a in axes if a in SPATIAL) else None
+    names = _channel_names(file)
+    count = levels[0].shape[axes.index("c")] if "c" in axes else 0
+    return Scan(
+        levels[0],
+        axes,
+        spacing=spacing,
+        units=units if spacing else None,
+        channels=names if len(names) == count else _colour_names(series.axes, count),
+        modality="SM" if file.is_svs else None,
+        pyramid=tuple(levels[1:]),
+    )
 
 
 def _check_whole(path: Path, file: Any, series: Any) -> None:
@@ -155,6 +185,8 @@ def _spacing(file: Any) -> tuple[dict[str, float], str | None]:
         found = _ome_spacing(_first_pixels(file))
     elif file.is_imagej:
         found = _imagej_spacing(file)
+    elif file.is_svs:
+        found = _svs_spacing(file)
     else:
         found = _resolution(file.pages[0], unit_of_tag=True)
     sizes, unit = found
@@ -183,6 +215,13 @@ def _imagej_spacing(file: Any) -> tuple[dict[str, float], str | None]:
     if "spacing" in metadata:
         sizes["z"] = abs(float(metadata["spacing"]))
     return sizes, str(metadata.get("unit", ""))
+
+
+def _svs_spacing(file: Any) -> tuple[dict[str, float], str | None]:
+    """Return the micrometres per pixel that Aperio's description states; the rest of it may name a patient."""
+    stated = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", file.pages[0].description)
+    size = float(stated[1]) if stated else 0.0
+    return {"y": size, "x": size}, "um"
 
 
 def _resolution(page: Any, *, unit_of_tag: bool) -> tuple[dict[str, float], str | None]:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.errors import DataError, ParameterError
-from rskd.io import nifti, numpy_file, raster, tiff
+from rskd.errors import DataError, FileError, ParameterError
+from rskd.io import dicom_seg, itk, nifti, numpy_file, ome_zarr, raster, tiff
 from rskd.io.files import replacing
+from rskd.io.libraries import quiet
 from rskd.scan import Scan
 
-_WRITERS: tuple[tuple[str, Callable[[Path, Scan], None]], ...] = (
+_Writer = Callable[[Path, Scan], None]
+_OWN_LABELS = "rskd"
+_WRITERS: tuple[tuple[str, _Writer], ...] = (
     (".tif", tiff.write),
     (".tiff", tiff.write),
     (".png", raster.write),
     (".nii", nifti.write),
     (".nii.gz", nifti.write),
     (".npy", numpy_file.write),
+    (".nrrd", itk.write),
+    (".mha", itk.write),
+    (".zarr", ome_zarr.write),
 )
+_SEG = ".dcm"
 
 
 def write_image(path: str | Path, scan: Scan) -> None:
@@ -30,8 +37,8 @@ def write_image(path: str | Path, scan: Scan) -> None:
     Parameters
     ----------
     path
-        New name ending in .tif (an OME-TIFF), .png (one picture of 8 or 16 bits), .nii, .nii.gz or .npy; an existing
-        file is replaced.
+        New name ending in .tif (an OME-TIFF), .png (one picture of 8 or 16 bits), .nii, .nii.gz, .npy, .nrrd, .mha or
+        .zarr (an OME-Zarr folder); an existing file is replaced.
     scan
         What to write.
 
@@ -43,27 +50,29 @@ def write_image(path: str | Path, scan: Scan) -> None:
         If the system does not let it be written.
     """
     path = Path(path)
-    for suffix, write in _WRITERS:
-        if path.name.lower().endswith(suffix):
-            with replacing(path) as partial:
-                write(partial, scan)
-            return
-    endings = ", ".join(suffix for suffix, _ in _WRITERS)
-    raise ParameterError(f"{path.name} does not say which format to write: end the name in one of {endings}.")
+    _write(path, _writer_for(path, _WRITERS), scan)
 
 
-def write_labels(path: str | Path, labels: NDArray[Any], scan: Scan) -> None:
+def write_labels(
+    path: str | Path, labels: NDArray[Any], scan: Scan, *, names: Sequence[str] = (), keep_identifiers: bool = False
+) -> None:
     """Write labels with the geometry of the scan they belong to, as the smallest unsigned integers that hold them.
 
     Parameters
     ----------
     path
-        As for `write_image`. For a scan read from NIfTI, a .nii or .nii.gz has the order of the axes and the geometry
-        fields of that file, bit for bit.
+        As for `write_image`; also .dcm, a DICOM SEG for a scan read from DICOM, and the name of labels inside of an
+        OME-Zarr image: ``"image.zarr/labels/vessels"``. The image's own name adds them to it as ``labels/rskd``.
+        For a scan read from NIfTI, a .nii or .nii.gz has the order of the axes and the geometry fields of that file,
+        bit for bit.
     labels
         Integers ≥ 0 over the axes of `scan` without c.
     scan
         What was segmented.
+    names
+        Names of the labels 1, 2 …, for DICOM SEG.
+    keep_identifiers
+        Whether a DICOM SEG repeats what its images say about patient and study.
 
     Raises
     ------
@@ -91,4 +100,39 @@ def write_labels(path: str | Path, labels: NDArray[Any], scan: Scan) -> None:
     if labels.dtype.kind not in "biu" or (labels.size and labels.min() < 0):
         raise DataError(f"Labels of type {labels.dtype} from {labels.min()} on: only integers ≥ 0 can be written.")
     smallest = np.min_scalar_type(int(labels.max(initial=0)))
-    write_image(path, scan.like(labels.astype(smallest), axes))
+    result = scan.like(labels.astype(smallest), axes)
+    path = Path(path)
+    image = _zarr_image(path, scan)
+    if image is not None:
+        with quiet():
+            ome_zarr.add_labels(image, path.name if path.parent.name == ome_zarr.LABELS else _OWN_LABELS, result)
+        return
+
+    def write_seg(file: Path, labels: Scan) -> None:
+        dicom_seg.write(file, labels, scan, names=names, keep_identifiers=keep_identifiers)
+
+    of_labels = ((_SEG, write_seg), (".zarr", ome_zarr.write_labels))
+    _write(path, _writer_for(path, (*of_labels, *_WRITERS)), result)
+
+
+def _writer_for(path: Path, writers: Sequence[tuple[str, _Writer]]) -> _Writer:
+    for suffix, write in writers:
+        if path.name.lower().endswith(suffix):
+            return write
+    endings = ", ".join(dict.fromkeys(suffix for suffix, _ in (*_WRITERS, *writers)))
+    raise ParameterError(f"{path.name} does not say which format to write: end the name in one of {endings}.")
+
+
+def _write(path: Path, write: _Writer, scan: Scan) -> None:
+    if path.is_dir() and not ome_zarr.is_ome_zarr(path):
+        raise FileError(f"{path.name} cannot be written: it is a folder of something else, choose another name.")
+    with replacing(path) as partial, quiet():
+        write(partial, scan)
+
+
+def _zarr_image(path: Path, scan: Scan) -> Path | None:
+    """Return the OME-Zarr image that `path` asks labels to be added to."""
+    if path.parent.name == ome_zarr.LABELS and ome_zarr.is_ome_zarr(path.parent.parent):
+        return path.parent.parent
+    own = scan.source is not None and path.resolve() == scan.source.resolve() and ome_zarr.is_ome_zarr(path)
+    return path if own else None

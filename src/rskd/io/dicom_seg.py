@@ -1,0 +1,168 @@
+"""DICOM segmentations: read as labels, and written beside the images they were made on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rskd.errors import FileError, ParameterError
+from rskd.io import dicom
+from rskd.io.dicom_geometry import from_lps, spacing_of
+from rskd.io.libraries import library
+from rskd.io.memory import check_size
+from rskd.scan import Scan
+
+_SEGMENTS = 255
+_TEXTS = ("AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT")
+_EMPTY_BUT_THERE = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName", "StudyID", "PositionReferenceIndicator",
+)  # fmt: skip
+_NOT_PERSONAL = ("SpecificCharacterSet", "ImageType")
+
+
+def read(path: Path) -> Scan:
+    """Read the segments as labels 1, 2 … on the grid of the file."""
+    highdicom = library("highdicom")
+    head = dicom.header(path)
+    frames = int(head.get("NumberOfFrames") or 1)
+    check_size(path.name, frames * int(head.Rows) * int(head.Columns), held=path.stat().st_size * 8)
+    segmentation = highdicom.seg.segread(path)
+    _check_overlap(path, segmentation)
+    volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False)
+    labels, affine = np.asarray(volume.array), np.asarray(volume.affine, np.float64)
+    normal = np.cross(affine[:3, 2], affine[:3, 1])
+    if affine[:3, 0] @ normal < 0:  # the order of `dicom_geometry.arrange`
+        labels = labels[::-1]
+        affine = affine @ np.array([[-1, 0, 0, len(labels) - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    world = from_lps(affine)
+    return Scan(
+        np.ascontiguousarray(labels),
+        "zyx",
+        spacing=spacing_of(world),
+        units="mm",
+        affine=world,
+        modality="SEG",
+        meaning="labels",
+        anatomical=True,
+    )
+
+
+def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), keep_identifiers: bool = False) -> None:
+    """Write labels as a segmentation that refers to the images of `scan`, plane by plane.
+
+    Parameters
+    ----------
+    path
+        New file.
+    labels
+        Labels over the axes of `scan`.
+    scan
+        Read from DICOM; its files must still be there.
+    names
+        Of the labels 1, 2 …; empty = "Label 1" …
+    keep_identifiers
+        Whether what the images say about the patient and the study is copied. The references to the images, without
+        which it would be no segmentation of them, are always there.
+    """
+    sources, planes = _sources(path, scan)
+    values = np.asarray(labels.data).reshape(-1, *labels.data.shape[-2:])
+    if len(sources) == 1 and len(planes) > 1:  # the frames of one file, in the order of the file
+        inverse = np.argsort([plane.frame for plane in planes])
+        values = values[inverse]
+    count = max(1, int(values.max(initial=0)))
+    if count > _SEGMENTS:
+        raise ParameterError(f"{path.name}: a DICOM SEG of {count} labels is unwieldy, at most {_SEGMENTS}: use NIfTI.")
+    segmentation = _segmentation(sources, values.astype(np.uint8), [*names[:count], *_numbered(len(names), count)])
+    if not keep_identifiers:
+        _strip(segmentation, sources)
+    segmentation.save_as(path)
+
+
+def _check_overlap(path: Path, segmentation: Any) -> None:
+    if str(segmentation.SegmentationType) == "FRACTIONAL":
+        raise FileError(f"{path.name} holds probabilities, not labels: threshold it in the program that made it.")
+
+
+def _numbered(first: int, last: int) -> list[str]:
+    return [f"Label {number}" for number in range(first + 1, last + 1)]
+
+
+def _sources(path: Path, scan: Scan) -> tuple[list[Any], Sequence[Any]]:
+    """Return the headers of the images in the order of the scan's planes."""
+    if scan.source is None or not scan.files or "t" in scan.axes or scan.affine is None:
+        raise ParameterError(
+            f"{path.name}: a DICOM SEG belongs to one volume read from DICOM images, which this is not: write .nii.gz."
+        )
+    try:
+        files = [(file, dicom.header(file)) for file in scan.files]
+    except OSError as error:
+        raise FileError(
+            f"The DICOM images of this scan are gone, a SEG needs them: put them back. ({path.name})"
+        ) from error
+    stack = dicom.stack_of(files, scan.source.name)
+    if (
+        stack.affine is None
+        or not np.array_equal(stack.affine, scan.affine)
+        or len(stack.planes) != scan.spatial_shape[0]
+    ):
+        raise ParameterError(f"{path.name}: this scan is not on the grid of its DICOM images: write .nii.gz.")
+    heads = dict(files)
+    if any("FrameOfReferenceUID" not in head for head in heads.values()):
+        raise ParameterError(
+            f"{path.name}: the DICOM images state no frame of reference, a SEG needs one: write .nii.gz."
+        )
+    return [heads[file] for file in dict.fromkeys(plane.path for plane in stack.planes)], stack.planes
+
+
+def _segmentation(sources: list[Any], values: NDArray[np.uint8], names: Sequence[str]) -> Any:
+    highdicom, codes = library("highdicom"), library("pydicom.sr.codedict").codes
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="rskd", version=version("napari-rskd"), family=codes.DCM.ArtificialIntelligence
+    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name[:64],
+            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_type=codes.SCT.AnatomicalStructure,
+            algorithm_type="AUTOMATIC",
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(names, 1)
+    ]
+    return highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=values,
+        segmentation_type="BINARY",
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=1,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="RSKD",
+        manufacturer_model_name="rskd",
+        software_versions=version("napari-rskd"),
+        device_serial_number="0",
+        omit_empty_frames=False,
+        content_label="LABELS",
+        series_description="Labels by rskd",
+    )
+
+
+def _strip(segmentation: Any, sources: Sequence[Any]) -> None:
+    """Empty or remove every text that was copied from the images; numbers that make the geometry stay."""
+    for element in list(segmentation):
+        name = element.keyword
+        copied = any(element.tag in source and source[element.tag].value == element.value for source in sources[:1])
+        if name in _EMPTY_BUT_THERE:
+            element.value = ""
+        elif copied and element.VR in _TEXTS and name not in _NOT_PERSONAL:
+            del segmentation[element.tag]
+    segmentation.PatientIdentityRemoved = "YES"
+    segmentation.DeidentificationMethod = "Texts copied from the source images removed, references kept"

@@ -1,0 +1,207 @@
+"""OME-Zarr 0.1 to 0.5: read lazily with its pyramid; written as 0.4, or as the image that labels are added to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rskd.errors import FileError, ParameterError, ResourceError
+from rskd.io.lazy import LazyArray
+from rskd.io.libraries import library
+from rskd.scan import SPATIAL, Scan, move_axes
+
+_ORDER = "tczyx"
+_MARKS = ("zarr.json", ".zgroup", ".zattrs")
+_UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m", "angstrom": "Å"}
+_LARGEST_CHUNK = 2**31
+_CHUNK = 512
+_SMALLEST = 256
+"""Side of a plane from which on no smaller version of it is written."""
+_OWN = "rskd"
+"""Attribute with the orientation, for which OME-Zarr itself has no place."""
+LABELS = "labels"
+
+
+def is_ome_zarr(folder: Path) -> bool:
+    """Whether a folder is a zarr group."""
+    return any((folder / mark).is_file() for mark in _MARKS)
+
+
+def read(folder: Path) -> Scan:
+    """Read an image, or labels, without loading their voxels."""
+    group = library("zarr").open_group(folder, mode="r")
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    if "plate" in ome or "well" in ome:
+        raise FileError(f"{folder.name} is a plate of many images: open one of its fields, such as A/1/0.")
+    if "bioformats2raw.layout" in ome and "multiscales" not in ome:
+        group = group["0"]
+        attributes = dict(group.attrs)
+        ome = attributes.get("ome", attributes)
+    if not ome.get("multiscales"):
+        raise FileError(f"{folder.name} is zarr, but no OME-Zarr image: open the folder that holds its multiscales.")
+    image = ome["multiscales"][0]
+    levels = [_level(folder, group, entry) for entry in image["datasets"]]
+    axes, units = _axes(folder, image, levels[0].ndim)
+    scale, translation = _transform(image)
+    spatial = [place for place, axis in enumerate(axes) if axis in SPATIAL]
+    spacing = tuple(float(scale[place]) for place in spatial) if scale else None
+    affine, anatomical = _affine(attributes.get(_OWN), spacing, translation and [translation[p] for p in spatial])
+    channels, window = _shown(ome, levels[0].shape[axes.index("c")] if "c" in axes else 1)
+    return Scan(
+        levels[0],
+        axes,
+        spacing=spacing if units or affine is not None else None,
+        units=units,
+        affine=affine,
+        anatomical=anatomical,
+        channels=channels if "c" in axes else (),
+        pyramid=tuple(levels[1:]),
+        window=window,
+        meaning=LABELS if "image-label" in ome else None,
+    )
+
+
+def write(folder: Path, scan: Scan) -> None:
+    """Write an image into a new folder."""
+    _write(library("zarr").open_group(folder, mode="w", zarr_format=2), scan, {})
+
+
+def write_labels(folder: Path, labels: Scan) -> None:
+    """Write labels that stand alone into a new folder."""
+    _write(library("zarr").open_group(folder, mode="w", zarr_format=2), labels, {"image-label": {"version": "0.4"}})
+
+
+def add_labels(image: Path, name: str, labels: Scan) -> None:
+    """Write labels into the labels group of an OME-Zarr image; labels of the same name are replaced."""
+    root = library("zarr").open_group(image, mode="r+")
+    modern = root.metadata.zarr_format == 3
+    group = root.require_group(LABELS)
+    known = group.attrs.get("ome", {}) if modern else group.attrs
+    names = [*dict.fromkeys([*known.get(LABELS, []), name])]
+    if modern:
+        group.attrs["ome"] = {"version": "0.5", LABELS: names}
+    else:
+        group.attrs[LABELS] = names
+    facts = {"image-label": {"version": "0.5" if modern else "0.4", "source": {"image": "../../"}}}
+    _write(group.create_group(name, overwrite=True), labels, facts)
+
+
+def _level(folder: Path, group: Any, entry: Mapping[str, Any]) -> LazyArray:
+    array = group[entry["path"]]
+    if array.dtype.kind not in "biuf":
+        raise FileError(f"{folder.name} holds {array.dtype} values, which are no intensities: save real numbers.")
+    if math.prod(array.chunks) * array.dtype.itemsize > _LARGEST_CHUNK:
+        raise ResourceError(f"{folder.name} is stored in blocks of more than 2 GB: save it in smaller ones.")
+    return LazyArray(array, folder.name)
+
+
+def _axes(folder: Path, image: Mapping[str, Any], count: int) -> tuple[str, str | None]:
+    """Return the axes as the letters of a `Scan`, and the unit of all its spatial ones."""
+    stated = image.get("axes") or list(_ORDER)
+    entries = [axis if isinstance(axis, dict) else {"name": axis} for axis in stated]
+    letters = "".join(str(axis["name"]).lower()[:1] for axis in entries)
+    if len(letters) != count or len(set(letters)) != count or not set(letters) <= set(_ORDER):
+        raise FileError(f"{folder.name} has {count} dimensions called {letters!r}: only t, c, z, y and x can be read.")
+    units = {axis.get("unit") for axis, letter in zip(entries, letters, strict=True) if letter in SPATIAL}
+    return letters, _UNITS.get(str(units.pop())) if len(units) == 1 else None
+
+
+def _transform(image: Mapping[str, Any]) -> tuple[list[float] | None, list[float] | None]:
+    """Return scale and translation of the full resolution, those of the whole pyramid applied after its own."""
+    steps = [*(image["datasets"][0].get("coordinateTransformations") or [])]
+    steps += image.get("coordinateTransformations") or []
+    scale: NDArray[np.float64] | None = None
+    translation: NDArray[np.float64] | None = None
+    for step in steps:
+        if step["type"] == "scale":
+            factor = np.asarray(step["scale"], np.float64)
+            scale = factor if scale is None else scale * factor
+            translation = None if translation is None else translation * factor
+        elif step["type"] == "translation":
+            offset = np.asarray(step["translation"], np.float64)
+            translation = offset if translation is None else translation + offset
+    return None if scale is None else scale.tolist(), None if translation is None else translation.tolist()
+
+
+def _affine(
+    own: Any, spacing: Sequence[float] | None, translation: Sequence[float] | None
+) -> tuple[NDArray[np.float64] | None, bool]:
+    """Return the affine, and whether it leads into a patient."""
+    if isinstance(own, dict) and "affine" in own:
+        return np.array(own["affine"], np.float64), bool(own.get("anatomical"))
+    if spacing is None or translation is None:
+        return None, False
+    affine = np.diag([*spacing, 1.0])
+    affine[:-1, -1] = translation
+    return affine, False
+
+
+def _shown(ome: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], tuple[float, float] | None]:
+    """Return the names of the channels, and the range of values to show if it is the same for all."""
+    entries = (ome.get("omero") or {}).get("channels") or []
+    names = tuple(str(entry["label"]) for entry in entries if entry.get("label"))
+    windows = {(float(e["window"]["start"]), float(e["window"]["end"])) for e in entries if "window" in e}
+    window = windows.pop() if len(windows) == 1 else None
+    return names if len(names) == count else (), window if window and window[0] < window[1] else None
+
+
+def _write(group: Any, scan: Scan, facts: Mapping[str, Any]) -> None:
+    order = [axis for axis in _ORDER if axis in scan.axes]
+    if [axis for axis in order if axis in SPATIAL] != list(scan.spatial_axes):
+        raise ParameterError(f"axes={scan.axes!r}: OME-Zarr needs the spatial ones in the order z, y, x.")
+    data = move_axes(scan.data, scan.axes, order)
+    data = data.astype(np.uint8) if data.dtype == bool else data
+    sizes = dict(zip(scan.spatial_axes, scan.spacing or (), strict=False))
+    offset = dict(zip(scan.spatial_axes, _offset(scan), strict=False))
+    scale = [sizes.get(axis, 1.0) for axis in order]
+    datasets: list[dict[str, Any]] = []
+    factor = 1
+    while True:
+        _store(group, str(len(datasets)), data[..., ::factor, ::factor])
+        steps: list[dict[str, Any]] = [
+            {"type": "scale", "scale": [s * (factor if a in "yx" else 1) for s, a in zip(scale, order, strict=True)]}
+        ]
+        if offset:
+            steps.append({"type": "translation", "translation": [offset.get(axis, 0.0) for axis in order]})
+        datasets.append({"path": str(len(datasets)), "coordinateTransformations": steps})
+        if max(data.shape[-2:]) <= _SMALLEST * factor:
+            break
+        factor *= 2
+    _describe(group, scan, {"axes": _named(order, scan.units), "datasets": datasets}, facts)
+
+
+def _describe(group: Any, scan: Scan, image: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    modern = group.metadata.zarr_format == 3
+    ome: dict[str, Any] = {"multiscales": [image if modern else {"version": "0.4", **image}], **facts}
+    if scan.channels:
+        ome["omero"] = {"channels": [{"label": name, "color": "FFFFFF", "active": True} for name in scan.channels]}
+    group.attrs.update({"ome": {"version": "0.5", **ome}} if modern else ome)
+    if scan.affine is not None:
+        group.attrs[_OWN] = {"affine": scan.affine.tolist(), "anatomical": scan.anatomical}
+
+
+def _named(order: Sequence[str], units: str | None) -> list[dict[str, str]]:
+    kinds = {"t": "time", "c": "channel"}
+    unit = {short: name for name, short in _UNITS.items()}.get(units or "")
+    axes = [{"name": axis, "type": kinds.get(axis, "space")} for axis in order]
+    return [{**axis, "unit": unit} if unit and axis["type"] == "space" else axis for axis in axes]
+
+
+def _offset(scan: Scan) -> list[float]:
+    """Return the translation of an image that lies along its axes; a turned one has none that means anything here."""
+    if scan.affine is None or scan.spacing is None:
+        return []
+    upright = np.allclose(scan.affine[:-1, :-1], np.diag(scan.spacing), rtol=1e-6, atol=1e-9)
+    return [float(value) for value in scan.affine[:-1, -1]] if upright else []
+
+
+def _store(group: Any, name: str, data: NDArray[Any]) -> None:
+    options = {} if group.metadata.zarr_format == 3 else {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    chunks = (*(1 for _ in data.shape[:-2]), *(min(_CHUNK, n) for n in data.shape[-2:]))
+    group.create_array(name, shape=data.shape, chunks=chunks, dtype=data.dtype, fill_value=0, **options)[...] = data
