@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from rskd.errors import FileError, ModelError
+from rskd.io import files
 from rskd.models import weights
 from rskd.models.presets import PRESETS, fresh_spec, student_spec
 from rskd.models.segmenter import Segmenter
@@ -128,7 +129,7 @@ def test_a_failed_write_leaves_the_old_file(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(FileError, match="No space left"):
         weights.save(path, model, card={})
     assert path.read_bytes() == b"old"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle  # only for the name of the error that torch raises
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
+from rskd.io.files import replacing
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
@@ -53,13 +53,8 @@ def save(path: Path, model: Segmenter, *, card: Mapping[str, str], half: bool = 
     """
     tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
     metadata = {"format": FORMAT, "spec": model.spec.model_dump_json(), "card": json.dumps(dict(card))}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(f"{path} cannot be written: {error}.") from error
+    with replacing(path) as partial:
+        partial.write_bytes(save_tensors(tensors, metadata))
 
 
 def load(path: Path) -> Segmenter:
