@@ -43,7 +43,7 @@ METHODS = {
     "kl_importance": {**OFF, "ranking": {"weight": 1, "loss": "kl_importance", "layers": LAYERS}, "task": 0},
     "topk_listmle": {**OFF, "ranking": {"weight": 1, "loss": "topk_listmle", "layers": LAYERS}, "task": 0},
 }
-TRAINING = TrainOptions(epochs=4, steps_per_epoch=50, batch_size=8, learning_rate=1e-3)
+TRAINING = TrainOptions(epochs=3, steps_per_epoch=40, batch_size=8, learning_rate=1e-3)
 
 
 def main(drive: Path, teacher: Path, results: Path) -> None:

@@ -54,6 +54,7 @@ class Demo(QObject):
     def _next(self) -> None:
         if not self._steps:
             self.viewer.layers.selection.active = self.layer
+            self.viewer.reset_view()  # the panel has taken some of the canvas
             self._end("")
             return
         work, show = self._steps.popleft()()
