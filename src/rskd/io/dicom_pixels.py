@@ -12,7 +12,7 @@ from rskd.io.libraries import library
 
 _LOSSLESS_JPEG = ("JPEGLossless", "JPEGLosslessSV1")
 _PLUGIN = "imagecodecs"
-_HOUNSFIELD = {"HU": "HU", "OD": "OD", "Z_EFF": "Z_EFF", "ED": "ED", "EDW": "EDW", "PCT": "%", "HU_MOD": "HU_MOD"}
+_RESCALE_TYPES = {"HU": "HU", "OD": "OD", "Z_EFF": "Z_EFF", "ED": "ED", "EDW": "EDW", "PCT": "%", "HU_MOD": "HU_MOD"}
 _UNITS = {"BQML": "Bq/ml", "CNTS": "counts", "GML": "g/ml", "CM2ML": "cm²/ml", "PROPCPS": "counts/s"}
 STORED = "stored values"
 
@@ -93,10 +93,11 @@ def meaning_of(dataset: Any, source: Any, modality: str | None, *, rescaled: boo
         return "Gy" if dataset.get("DoseUnits") == "GY" else "relative dose"
     if str(dataset.get("Units")) in _UNITS:
         return _UNITS[str(dataset.Units)]
-    stated = _HOUNSFIELD.get(str((source or dataset).get("RescaleType", "")).strip().upper())
-    if stated or (modality == "CT" and ("RescaleSlope" in (source or dataset))):
-        return stated or "HU"
-    return "rescaled values" if rescaled else STORED
+    rescale = source or dataset
+    stated = str(rescale.get("RescaleType") or "").strip().upper()
+    if not stated and modality == "CT" and "RescaleSlope" in rescale:
+        return "HU"
+    return _RESCALE_TYPES.get(stated) or ("rescaled values" if rescaled else STORED)
 
 
 def _turn_round(pixels: NDArray[Any], dataset: Any) -> NDArray[Any]:

@@ -18,12 +18,16 @@ from rskd.io.memory import check_size
 from rskd.scan import Scan
 
 _SEGMENTS = 255
-_TEXTS = ("AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT")
+_TEXTS = ("SQ", "UN", "AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT")
 _EMPTY_BUT_THERE = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
     "ReferringPhysicianName", "StudyID", "PositionReferenceIndicator",
 )  # fmt: skip
-_NOT_PERSONAL = ("SpecificCharacterSet", "ImageType")
+_KEPT = (
+    "SpecificCharacterSet", "ImageType", "Modality", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence", "DimensionIndexSequence",
+    "PhotometricInterpretation",
+)  # fmt: skip
 
 
 def read(path: Path) -> Scan:
@@ -78,9 +82,11 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
     count = max(1, int(values.max(initial=0)))
     if count > _SEGMENTS:
         raise ParameterError(f"{path.name}: a DICOM SEG of {count} labels is unwieldy, at most {_SEGMENTS}: use NIfTI.")
+    sources = sources if keep_identifiers else [_stripped(head) for head in sources]
     segmentation = _segmentation(sources, values.astype(np.uint8), [*names[:count], *_numbered(len(names), count)])
     if not keep_identifiers:
-        _strip(segmentation, sources)
+        segmentation.PatientIdentityRemoved = "YES"
+        segmentation.DeidentificationMethod = "Texts of the source images left out, references to them kept"
     segmentation.save_as(path)
 
 
@@ -155,14 +161,15 @@ def _segmentation(sources: list[Any], values: NDArray[np.uint8], names: Sequence
     )
 
 
-def _strip(segmentation: Any, sources: Sequence[Any]) -> None:
-    """Empty or remove every text that was copied from the images; numbers that make the geometry stay."""
-    for element in list(segmentation):
-        name = element.keyword
-        copied = any(element.tag in source and source[element.tag].value == element.value for source in sources[:1])
-        if name in _EMPTY_BUT_THERE:
-            element.value = ""
-        elif copied and element.VR in _TEXTS and name not in _NOT_PERSONAL:
-            del segmentation[element.tag]
-    segmentation.PatientIdentityRemoved = "YES"
-    segmentation.DeidentificationMethod = "Texts copied from the source images removed, references kept"
+def _stripped(head: Any) -> Any:
+    """Return a header without the texts that may say who the patient is; its geometry and references stay."""
+    kept = library("pydicom").Dataset()
+    for element in head:
+        if element.keyword in _EMPTY_BUT_THERE:
+            kept.add_new(element.tag, element.VR, "")
+        elif element.keyword in _KEPT or (element.VR not in _TEXTS and not element.tag.is_private):
+            kept.add(element)
+    for keyword in _EMPTY_BUT_THERE:
+        if keyword not in kept:
+            setattr(kept, keyword, "")
+    return kept

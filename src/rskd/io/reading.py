@@ -188,11 +188,11 @@ def _kind(path: Path) -> str:
         raise FileError(f"{path.name} cannot be opened: {error.strerror or 'it cannot be read'}.") from None
     if not head:
         raise FileError(f"{path.name} is empty: copy or save it again.")
+    if dicom.is_dicom(head):  # first: its preamble may be that of a TIFF
+        return _guarded("DICOM", path, _kind_of_dicom)
     for kind, signature, offset in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return kind
-    if dicom.is_dicom(head):
-        return _guarded("DICOM", path, _kind_of_dicom)
     return "MetaImage" if _METAIMAGE.match(head) else "of an unknown kind"
 
 

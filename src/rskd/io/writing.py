@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.errors import DataError, FileError, ParameterError
+from rskd.errors import DataError, FileError, ParameterError, RskdError
 from rskd.io import dicom_seg, itk, nifti, numpy_file, ome_zarr, raster, tiff
 from rskd.io.files import replacing
 from rskd.io.libraries import quiet
@@ -127,7 +127,15 @@ def _write(path: Path, write: _Writer, scan: Scan) -> None:
     if path.is_dir() and not ome_zarr.is_ome_zarr(path):
         raise FileError(f"{path.name} cannot be written: it is a folder of something else, choose another name.")
     with replacing(path) as partial, quiet():
-        write(partial, scan)
+        try:
+            write(partial, scan)
+        except (RskdError, OSError):
+            raise
+        except Exception as error:  # its words may quote a header that names a patient
+            raise FileError(
+                f"{path.name} cannot be written ({type(error).__name__}): what the scan says about itself does not fit "
+                "this format, choose another one."
+            ) from None
 
 
 def _zarr_image(path: Path, scan: Scan) -> Path | None:
