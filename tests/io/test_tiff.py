@@ -162,3 +162,45 @@ def test_what_a_header_says_does_not_enter_the_log(tmp_path: Path, caplog: pytes
     caplog.clear()
     np.testing.assert_array_equal(read_scan(tmp_path / "a.tif").data, ramp(4, 6))
     assert not caplog.text
+
+
+def slide(path: Path, *, big: bool = False) -> np.ndarray:
+    """A slide as Aperio describes it, with a name in its description."""
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
+    about = "Aperio Image Library v11.2.1 \r\n320x256 |AppMag = 40|MPP = 0.2527|User = Zyxwerth"
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=big) as file:
+        file.write(pixels, description=about, **options)
+        file.write(pixels[::8, ::8], photometric="rgb", metadata=None, description="Aperio thumbnail")
+        file.write(pixels[::2, ::2], description="Aperio Image Library level 2", **options)
+    return pixels
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("big", [False, True])
+def test_slides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lazy: bool, big: bool) -> None:
+    pixels = slide(tmp_path / "a.svs", big=big)
+    if lazy:
+        monkeypatch.setattr("rskd.io.tiff.LAZY_FROM", 0)
+    scan = read_scan(tmp_path / "a.svs")
+    assert (scan.axes, scan.spacing, scan.units, scan.modality) == ("yxc", (0.2527, 0.2527), "um", "SM")
+    assert scan.channels == ("red", "green", "blue")
+    assert [level.shape for level in scan.pyramid] == ([(128, 160, 3)] if lazy else [])
+    assert isinstance(scan.data, np.ndarray) != lazy
+    np.testing.assert_array_equal(scan.data[100:110, 20:30], pixels[100:110, 20:30])
+    np.testing.assert_array_equal(scan.data, pixels)
+    write_labels(tmp_path / "labels.tif", np.ones((256, 320), int), scan)
+    assert b"Zyxwerth" not in (tmp_path / "labels.tif").read_bytes()
+
+
+def test_a_lazy_tile_that_is_cut_off_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide(tmp_path / "a.svs")
+    with tifffile.TiffFile(tmp_path / "a.svs") as file:
+        place, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    content = bytearray((tmp_path / "a.svs").read_bytes())
+    content[place : place + size] = bytes(size)
+    (tmp_path / "a.svs").write_bytes(content)
+    monkeypatch.setattr("rskd.io.tiff.LAZY_FROM", 0)
+    scan = read_scan(tmp_path / "a.svs")
+    with pytest.raises(FileError, match=r"a\.svs cannot be read to its end"):
+        scan.data[:10, :10]
