@@ -31,6 +31,15 @@ def test_round_trip_is_exact(model, tmp_path):
     assert torch.equal(loaded(image), model(image))
 
 
+def test_equal_networks_are_equal_files(model, tmp_path):
+    card = dict.fromkeys("abcdefgh", "x")
+    contents = set()
+    for index in range(8):
+        weights.save(tmp_path / f"{index}.safetensors", model, card=card)
+        contents.add((tmp_path / f"{index}.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
 def test_half_precision_halves_the_file_and_loads_as_single(model, tmp_path):
     weights.save(tmp_path / "a.safetensors", model, card={})
     weights.save(tmp_path / "b.safetensors", model, card={}, half=True)
@@ -88,7 +97,11 @@ def test_a_plain_torch_file_with_a_description_is_welcome(model, tmp_path):
 
 def spoil(path, model, *, spec=None, **changes):
     spec = model.spec.model_copy(update=spec or {})
-    save_file({**model.state_dict(), **changes}, path, {"spec": spec.model_dump_json()})
+    save_file({**model.state_dict(), **changes}, path, described(spec.model_dump_json()))
+
+
+def described(spec):
+    return {"rskd": json.dumps({"spec": spec, "card": {}})}
 
 
 @pytest.mark.parametrize(
@@ -98,8 +111,10 @@ def spoil(path, model, *, spec=None, **changes):
         (lambda path, model: path.write_bytes(b""), FileError, "damaged"),
         (lambda path, model: path.write_bytes(b"\xff" * 400), FileError, "damaged"),
         (lambda path, model: save_file({"a": torch.zeros(1)}, path), ModelError, "does not say which network"),
+        (lambda path, model: save_file({"a": torch.zeros(1)}, path, {"rskd": "[1"}), ModelError, "damaged"),
+        (lambda path, model: save_file({"a": torch.zeros(1)}, path, {"rskd": "[1]"}), ModelError, "damaged"),
         (
-            lambda path, model: save_file({"a": torch.zeros(1)}, path, {"spec": "{}"}),
+            lambda path, model: save_file({"a": torch.zeros(1)}, path, described("{}")),
             ModelError,
             "name: Field required",
         ),

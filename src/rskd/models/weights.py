@@ -22,7 +22,8 @@ from rskd.io.files import replacing
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
-FORMAT = "rskd-1"
+KEY = "rskd"
+"""The one entry of the file's metadata: safetensors writes several in random order, and equal files must be equal."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def save(path: Path, model: Segmenter, *, card: Mapping[str, str], half: bool = 
         Store floating-point weights as float16.
     """
     tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
-    metadata = {"format": FORMAT, "spec": model.spec.model_dump_json(), "card": json.dumps(dict(card))}
+    metadata = {KEY: json.dumps({"spec": model.spec.model_dump_json(), "card": dict(card)})}
     with replacing(path) as partial:
         partial.write_bytes(save_tensors(tensors, metadata))
 
@@ -139,9 +140,13 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path.name} is damaged or no safetensors file ({error}): copy it again.") from error
-    if "spec" not in metadata:
+    if KEY not in metadata:
         raise ModelError(f"{path.name} does not say which network it belongs to: it was not written by this program.")
-    return metadata["spec"], tensors, json.loads(metadata.get("card", "{}"))
+    try:
+        content = json.loads(metadata[KEY])
+        return content["spec"], tensors, {str(name): str(text) for name, text in content["card"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"The description inside {path.name} is damaged: copy the file again.") from error
 
 
 def _read_torch(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
