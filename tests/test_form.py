@@ -21,7 +21,7 @@ from rskd.errors import ParameterError
 
 GROUPS: list[Config] = [
     ComputeOptions(threads=3),
-    ContourletOptions(levels=(2, 1)),
+    ContourletOptions(levels=(2, 0)),
     DistillOptions(texture=TextureOptions(levels=(3,)), ramp=0.5),
     RankOptions(block=-2),
     SegmentOptions(tile=None, overlap=0.5),
