@@ -144,8 +144,21 @@ def _scan(files: list[tuple[Path, Any]], source: Path) -> Scan:
             first, group("PixelValueTransformationSequence"), modality, rescaled=any(m != (1, 0) for m in maps)
         ),
         anatomical=stack.affine is not None,
+        window=_window(first, group("FrameVOILUTSequence")),
         notes=stack.notes,
     )
+
+
+def _window(head: Any, group: Any) -> tuple[float, float] | None:
+    """Return the range of values that the scanner suggests to show."""
+    source = group or head
+    centre, width = (source.get(name) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None:
+        return None
+    middle, size = (
+        number(value[0] if hasattr(value, "__len__") and len(value) else value) for value in (centre, width)
+    )
+    return (middle - size / 2, middle + size / 2) if 0 < size < np.inf else None
 
 
 def _check_memory(source: Path, stack: Stack, heads: dict[Path, Any]) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-_TALKATIVE = ("highdicom", "nibabel", "PIL", "pydicom", "tifffile", "zarr", "ome_zarr")
+_TALKATIVE = ("highdicom", "nibabel", "nibabel.global", "PIL", "pydicom", "tifffile", "zarr", "ome_zarr")
 
 
 def library(name: str) -> Any:

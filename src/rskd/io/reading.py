@@ -107,18 +107,33 @@ def read_scan(path: str | Path, *, axes: str | None = None) -> Scan:
     return _read(Path(path), _READERS, axes)
 
 
-def read_scans(path: str | Path) -> list[Scan]:
-    """Read every image series of a folder of DICOM files, the longest first; of anything else, its one image.
+def read_scans(*paths: str | Path) -> list[Scan]:
+    """Read every image there is: all series of DICOM files or folders, the longest first; of the others, one each.
 
     Parameters
     ----------
-    path
-        As for `read_scan`.
+    paths
+        Files and folders, as for `read_scan`. DICOM images among several files are put together to series.
     """
-    path = Path(path)
-    if _kind(path) != _SERIES:
-        return [read_scan(path)]
-    return [replace(scan, source=path) for scan in _guarded(_SERIES, path, dicom.read_folder)]
+    found = [Path(path) for path in paths]
+    together = [path for path in found if len(found) > 1 and _kind(path) == "DICOM"]
+    scans = _guarded("DICOM", together[0].parent, lambda folder: _series_of(folder, together)) if together else []
+    for path in found:
+        if path in together:
+            continue
+        if _kind(path) == _SERIES:
+            scans += [replace(scan, source=path) for scan in _guarded(_SERIES, path, dicom.read_folder)]
+        else:
+            scans.append(read_scan(path))
+    return scans
+
+
+def can_read(path: str | Path) -> bool:
+    """Tell by its content whether a file or folder is of a kind that `read_scans` reads."""
+    try:
+        return _kind(Path(path)) in _READERS
+    except FileError:
+        return False
 
 
 def read_labels(path: str | Path, *, axes: str | None = None, grid: Scan | None = None) -> Scan:
@@ -162,6 +177,10 @@ def _guarded(kind: str, path: Path, read: Callable[[Path], _Read]) -> _Read:
             f"{path.name} begins like a {kind} file but cannot be read ({_reason(kind, error)}): it is damaged or "
             "unusual, save it again from the program that made it."
         ) from None
+
+
+def _series_of(folder: Path, files: list[Path]) -> list[Scan]:
+    return [scan for _, scan in dicom.series_in(folder, files)]
 
 
 def _only_series(folder: Path) -> Scan:
