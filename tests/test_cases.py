@@ -115,7 +115,7 @@ def test_a_patient_is_on_one_side(patients: int, frames: int, share: float, seed
     cases = [Case(name, Path(f"{name}.nii.gz")) for name in names]
     train, validation = split_cases(cases, DataOptions(images=Path(), validation_share=share), seed)
     assert not {case.name[:10] for case in train} & {case.name[:10] for case in validation}
-    assert 0 <= len(validation) - max(1, round(share * len(cases))) < frames
+    assert abs(len(validation) - max(1, round(share * len(cases)))) < frames
 
 
 def test_named_cases_are_kept_for_validation() -> None:
@@ -201,3 +201,22 @@ def test_a_mask_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
     read_case(volume_case(tmp_path, nearly)[0], spec(classes=3))
     with pytest.raises(DataError, match=r"mask\.nii\.gz lies up to 4\.0 voxels off"):
         read_case(volume_case(tmp_path, np.diag([-2, 2, 4, 1]))[0], spec(classes=3))
+
+
+def named(*names):
+    return [Case(name, Path(f"{name}.png")) for name in names]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_oddly_named_file_does_not_part_a_patient_from_himself(seed: int) -> None:
+    names = [f"patient{p:03d}_frame{f:02d}" for p in range(1, 6) for f in (1, 12)]
+    options = DataOptions(images=Path(), validation_share=0.3)
+    train, validation = split_cases(named(*names, "patient006_frame01_v2"), options, seed)
+    assert {case.name[:10] for case in train}.isdisjoint(case.name[:10] for case in validation)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_group_is_not_taken_for_a_small_share(seed: int) -> None:
+    names = [f"site1_{i:03d}" for i in range(95)] + [f"site2_{i:03d}" for i in range(95, 100)]
+    _, validation = split_cases(named(*names), DataOptions(images=Path(), validation_share=0.2), seed)
+    assert len(validation) == 5

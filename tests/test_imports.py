@@ -51,28 +51,20 @@ print(json.dumps(culprits))
 
 
 HELP = """
-import json, sys, time
+import json, sys
 from rskd.cli import main
 sys.argv = ["rskd", *{arguments}]
 try:
     main()
 except SystemExit:
     pass
-print(json.dumps([time.process_time(), sorted(sys.modules)]))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["--version"]])
-def test_help_comes_within_a_second_without_torch(arguments):
-    runs = [fresh(HELP.format(arguments=arguments)) for _ in range(2)]
-    assert HEAVY.isdisjoint(runs[0][1])
-    # Time of this process alone: the wall clock of a busy machine says nothing.
-    assert min(seconds for seconds, _ in runs) < 1.0
-
-
-def test_the_package_itself_takes_no_time():
-    code = "import json, time; t = time.process_time(); import rskd; print(json.dumps(time.process_time() - t))"
-    assert min(fresh(code) for _ in range(3)) < 0.2
+def test_help_comes_without_torch(arguments):
+    assert HEAVY.isdisjoint(fresh(HELP.format(arguments=arguments)))
 
 
 def test_the_check_can_fail():

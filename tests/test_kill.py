@@ -60,7 +60,7 @@ def compare_with_uninterrupted(teacher, tmp_path, kills):
         command = ["resume", tmp_path / "killed"]
     rskd(*command)
     whole, killed = (tmp_path / name / "best.safetensors" for name in ("whole", "killed"))
-    assert killed.read_bytes() == whole.read_bytes()
+    assert killed.read_bytes() == whole.read_bytes(), f"killed after the steps {kills}"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

@@ -234,7 +234,7 @@ def test_contourlet_writes_tiffs_with_their_pixel_size(tmp_path):
 @pytest.mark.parametrize(
     ("job", "shape", "kind", "sentence"),
     [
-        (ContourletJob(), None, ParameterError, "There is no image to contourlet"),
+        (ContourletJob(), None, ParameterError, "There is no image: name a file"),
         (ContourletJob(), (5, 32, 32), ParameterError, "stack of 5 planes"),
         (
             ContourletJob(channel=3),

@@ -3,18 +3,28 @@
 import json
 import math
 import os
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from rskd.cases import find_cases, split_cases
 from rskd.config import DataOptions, DistillOptions, TrainOptions
+from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, ModelError, ParameterError, RskdError
 from rskd.events import Command, Epoch, Message, Step, drain
-from rskd.io import files
+from rskd.io import files, read_scan
 from rskd.jobs import DistillJob, ResumeJob, TrainJob
+from rskd.metrics import dice_per_class
 from rskd.models import weights
+from rskd.models.presets import fresh_spec, student_spec
+from rskd.models.segmenter import Segmenter
 from rskd.phantom import write_phantoms
 from rskd.runs import RunFolder
+from rskd.segment import segment
 from rskd.train import distill, resume, train
 
 TINY = TrainOptions(epochs=2, steps_per_epoch=4, batch_size=2, patch=64, checkpoint_minutes=0)
@@ -161,10 +171,46 @@ def test_without_any_mask_the_task_cannot_be_learnt(job, data):
         collect(distill(job.model_copy(update={"data": DataOptions(images=data.images)})))
 
 
-def test_the_teacher_does_not_move(job, teacher):
-    before = teacher.read_bytes()
-    collect(distill(job))
-    assert teacher.read_bytes() == before
+def test_the_teacher_does_not_move(teacher):
+    """Not its weights, not the running statistics of its norms, also while the objective is in training mode."""
+    network = weights.load(teacher)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    student = Segmenter(student_spec("rskd-nano", network.spec))
+    objective = Objective(student, network, DistillOptions()).train()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    objective.total(objective(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long))).backward()
+    optimizer.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_validation_sees_what_segment_would_show(data, tmp_path):
+    """The Dice of an epoch is the Dice of `evaluate` on the same images, also where pictures are resized and noisy."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "noisy"
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for path in sorted(data.images.iterdir()):
+        picture = np.asarray(Image.open(path).resize((192, 192)), np.float64)
+        Image.fromarray(np.clip(picture + rng.normal(0, 60, picture.shape), 0, 255).astype(np.uint8)).save(
+            folder / "images" / path.name
+        )
+        Image.open(data.masks / path.name).resize((192, 192), Image.Resampling.NEAREST).save(
+            folder / "masks" / path.name
+        )
+    spec = fresh_spec("rskd-nano", in_channels=3, classes=["vessel"]).model_copy(update={"frame": 64})
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    options = DataOptions(images=folder / "images", masks=folder / "masks", validation_share=0.25)
+    training = TrainOptions(epochs=1, steps_per_epoch=12, batch_size=4, patch=64, learning_rate=5e-3)
+    job = TrainJob(model=str(tmp_path / "spec.json"), data=options, run=tmp_path / "run", training=training)
+    _, outcome = collect(train(job))
+    _, held_out = split_cases(find_cases(options), options, 0)
+    (case,) = held_out
+    model = weights.load(RunFolder(job.run).best)
+    found = drain(segment(model, read_scan(case.image))).labels.data
+    small = np.asarray(Image.fromarray(found).resize((64, 64), Image.Resampling.NEAREST))
+    truth = np.asarray(Image.open(case.mask).resize((64, 64), Image.Resampling.NEAREST)) > 0
+    assert outcome.value["dice"] == pytest.approx(dice_per_class(small, truth, 2)[1], abs=0.05)
 
 
 def test_a_used_folder_is_not_written_over(job):
@@ -228,13 +274,99 @@ def test_student_and_teacher_speak_of_the_same_classes(job, tmp_path, data):
     path = RunFolder(run).best
     network = weights.load(path)
     spec = network.spec.model_copy(update={"classes": (*network.spec.classes, network.spec.classes[1])})
-    from rskd.models.segmenter import Segmenter
-
     weights.save(tmp_path / "three.safetensors", Segmenter(spec), card={})
-    with pytest.raises(ModelError, match="has 3 classes, its teacher rskd-micro has 2"):
+    with pytest.raises(ModelError, match="differ in their classes"):
         collect(distill(job.model_copy(update={"student": str(tmp_path / "three.safetensors")})))
 
 
 def test_messages_name_the_split(job):
     events, _ = collect(distill(job))
     assert any(isinstance(e, Message) and "3 images to train on, 1 for validation" in e.text for e in events)
+
+
+def test_a_run_folder_has_one_master(job):
+    task = distill(job)
+    next(task)
+    with pytest.raises(ParameterError, match="worked on by another process"):
+        collect(resume(ResumeJob(run=job.run)))
+    task.close()
+    _, outcome = collect(resume(ResumeJob(run=job.run)))
+    assert outcome.value["epochs"] == 2
+
+
+def test_closing_a_task_keeps_the_last_whole_step(job):
+    slow = TINY.model_copy(update={"checkpoint_minutes": 10})
+    task = distill(job.model_copy(update={"training": slow}))
+    while not (isinstance(event := next(task), Step) and event.step == 3):
+        pass
+    task.close()
+    assert torch.load(RunFolder(job.run).checkpoint, weights_only=True)["step"] == 3
+
+
+def test_what_failed_before_its_first_checkpoint_can_be_tried_again(job, data):
+    with pytest.raises(DataError):
+        collect(distill(job.model_copy(update={"data": DataOptions(images=data.images)})))
+    _, outcome = collect(distill(job))
+    assert outcome.value["epochs"] == 2
+
+
+def test_relative_paths_are_resumed_from_anywhere(job, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data.images.parent)
+    relative = DataOptions(images=Path("images"), masks=Path("masks"), validation_share=0.25)
+    collect(distill(job.model_copy(update={"data": relative})), kill_at=3)
+    monkeypatch.chdir(tmp_path)
+    _, outcome = collect(resume(ResumeJob(run=job.run)))
+    assert outcome.value["epochs"] == 2
+
+
+def test_a_run_whose_images_or_teacher_have_changed_does_not_go_on(job, data, teacher, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(data.images.parent, own)
+    shutil.copy(teacher, own / "teacher.safetensors")
+    options = DataOptions(images=own / "images", masks=own / "masks", validation_share=0.25)
+    collect(distill(job.model_copy(update={"data": options, "teacher": own / "teacher.safetensors"})), kill_at=3)
+    network = weights.load(teacher)
+    weights.save(own / "teacher.safetensors", network, card={"another": "file"})
+    with pytest.raises(DataError, match="the teacher's file has changed"):
+        collect(resume(ResumeJob(run=job.run)))
+    shutil.copy(teacher, own / "teacher.safetensors")
+    for kind in ("images", "masks"):
+        first = min((own / kind).iterdir())
+        shutil.copy(first, first.with_name("phantom_900.png"))
+    with pytest.raises(DataError, match=r"images .* have changed"):
+        collect(resume(ResumeJob(run=job.run)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"normalisation": "percentile"}, "intensities"), ({"frame": 300}, "size of the whole picture")],
+)
+def test_a_pair_that_sees_different_images_is_refused(job, teacher, tmp_path, changes, message):
+    spec = student_spec("rskd-nano", weights.load(teacher).spec).model_copy(update=changes)
+    (tmp_path / "student.json").write_text(spec.model_dump_json())
+    with pytest.raises(ModelError, match=message):
+        collect(distill(job.model_copy(update={"student": str(tmp_path / "student.json")})))
+
+
+def test_a_patch_that_does_not_fit_the_tokens_is_refused(job):
+    with pytest.raises(ParameterError, match=r"patch=100 does not suit .*: use 96"):
+        collect(distill(job.model_copy(update={"training": TINY.model_copy(update={"patch": 100})})))
+
+
+def test_nothing_to_learn_is_said(job):
+    off = DistillOptions.model_validate({n: {"weight": 0} for n in ("logits", "ranking", "texture", "fusion")})
+    with pytest.raises(ParameterError, match="nothing to learn"):
+        collect(distill(job.model_copy(update={"distillation": off.model_copy(update={"task": 0})})))
+
+
+def test_unlabelled_images_may_be_mixed_in(job, data, tmp_path):
+    masks = tmp_path / "masks"
+    shutil.copytree(data.masks, masks)
+    _, held_out = split_cases(find_cases(data), data, 0)
+    next(path for path in sorted(masks.iterdir()) if path.stem != held_out[0].name).unlink()
+    options = DataOptions(images=data.images, masks=masks, validation_share=0.25)
+    with pytest.raises(DataError, match="needs exactly one mask"):
+        collect(distill(job.model_copy(update={"data": options})))
+    mixed = options.model_copy(update={"unlabelled": True})
+    _, outcome = collect(distill(job.model_copy(update={"data": mixed})))
+    assert outcome.value["dice"] >= 0

@@ -55,7 +55,8 @@ def write_pairs(pairs: Sequence[LayerPair], folder: Path) -> DataOptions:
         write_image(images / f"{stem}.tif", pair.image)
         if pair.mask is not None:
             write_labels(masks / f"{stem}.tif", pair.mask, pair.image)
-    return DataOptions(images=images, masks=masks if any(pair.mask is not None for pair in pairs) else None)
+    labelled = [pair.mask is not None for pair in pairs]
+    return DataOptions(images=images, masks=masks if any(labelled) else None, unlabelled=not all(labelled))
 
 
 def write_examples(folder: Path) -> DataOptions:

@@ -135,10 +135,10 @@ class LayerPage(QWidget):
             self._column.takeAt(1).widget().deleteLater()
         self._rows.clear()
         masks = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
-        for layer in self._viewer.layers:
-            if isinstance(layer, Image):
-                mask = self._masks.get(layer, guess_mask(layer, masks))
-                self._add_row(layer, masks, ticked=self._ticks.get(layer, not is_result(layer)), mask=mask)
+        images = [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        for layer in images:
+            mask = self._masks.get(layer, guess_mask(layer, images, masks))
+            self._add_row(layer, masks, ticked=self._ticks.get(layer, not is_result(layer)), mask=mask)
         self.changed.emit()
 
     def _add_row(self, layer: Any, masks: list[Any], *, ticked: bool, mask: Any) -> None:
@@ -181,7 +181,18 @@ class LayerPage(QWidget):
         return partial(write_pairs, pairs)
 
 
-def guess_mask(image: Any, masks: list[Any]) -> Any:
-    """Return the first labels layer that has the shape of the image, or None."""
-    shape = image.data.shape[:-1] if image.rgb else image.data.shape
-    return next((mask for mask in masks if mask.data.shape == shape), None)
+def guess_mask(image: Any, images: list[Any], masks: list[Any]) -> Any:
+    """Return the labels layer that can only belong to `image`: by its name, or as the only pair of that shape.
+
+    What RSKD has made itself is never taken for the truth, unless it is chosen by hand.
+    """
+    fitting = [mask for mask in masks if mask.data.shape == _shape(image) and not is_result(mask)]
+    named = [mask for mask in fitting if image.name in mask.name or mask.name in image.name]
+    rivals = [other for other in images if _shape(other) == _shape(image) and not is_result(other)]
+    if len(named) == 1:
+        return named[0]
+    return fitting[0] if len(fitting) == len(rivals) == 1 else None
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    return tuple(image.data.shape[:-1] if image.rgb else image.data.shape)

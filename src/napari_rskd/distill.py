@@ -142,13 +142,14 @@ class DistillWidget(Panel):
 
         def order() -> Order:
             data = collect(run / "data")
+            terms = objective if data.masks else objective.model_copy(update={"task": 0.0})  # the teacher alone
             job = DistillJob(
                 teacher=teacher.path,
                 student=student.source,
                 data=data,
                 run=run,
                 training=training,
-                distillation=objective,
+                distillation=terms,
                 compute=compute,
             )
             return job, {}

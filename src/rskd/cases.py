@@ -72,7 +72,7 @@ def find_cases(options: DataOptions) -> list[Case]:
     twins = [name for name, count in Counter(map(_stem, images)).items() if count > 1]
     if twins:
         raise DataError(f"{len(twins)} images share a name but for its ending, the first is {twins[0]}: rename one.")
-    masks = _partners(images, siblings, options.masks, "mask")
+    masks = _partners(images, siblings, options.masks, "mask", optional=options.unlabelled)
     regions = _partners(images, siblings, options.regions, "region")
     return [Case(_stem(path), path, masks.get(path), regions.get(path)) for path in images]
 
@@ -152,16 +152,26 @@ def read_case(case: Case, spec: ModelSpec) -> CaseArrays:
 
 
 def _draw(cases: Sequence[Case], count: int, seed: int) -> set[str]:
-    """Draw groups of cases that belong together until there are at least `count` cases."""
-    groups: dict[object, list[str]] = {}
-    for (path, numbers), case in zip(_numbers([case.image for case in cases]).items(), cases, strict=True):
-        groups.setdefault(numbers[0] if len(numbers) > 1 else path, []).append(case.name)
-    members = list(groups.values())
+    """Draw about `count` cases, and with each all those that belong together with it (one patient, several images)."""
+    members = _groups(cases)
     chosen: set[str] = set()
     for index in np.random.default_rng(seed).permutation(len(members)):
-        if len(chosen) < count:
+        missing = count - len(chosen)
+        if missing > 0 and len(members[index]) <= 2 * missing:  # one site of a hundred images is no fifth of them
             chosen.update(members[index])
-    return chosen
+    return chosen or set(sorted(members, key=len)[0])
+
+
+def _groups(cases: Sequence[Case]) -> list[list[str]]:
+    """Return the names of the cases in groups that share the first number by which names differ, or the only one."""
+    numbers = {case.name: re.findall(r"\d+", case.name) for case in cases}
+    deepest = max(map(len, numbers.values()))
+    places = [i for i in range(deepest) if len({found[i] for found in numbers.values() if i < len(found)}) > 1]
+    groups: dict[str, list[str]] = {}
+    for name, found in numbers.items():
+        telling = places[0] if len(places) > 1 and places[0] < len(found) else None
+        groups.setdefault(name if telling is None else found[telling], []).append(name)
+    return list(groups.values())
 
 
 def _stem(path: Path) -> str:
@@ -183,7 +193,9 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 
-def _partners(images: list[Path], siblings: list[Path], place: Path | None, what: str) -> dict[Path, Path]:
+def _partners(
+    images: list[Path], siblings: list[Path], place: Path | None, what: str, *, optional: bool = False
+) -> dict[Path, Path]:
     if place is None:
         return {}
     candidates = _files(place, f"{what}s")
@@ -195,6 +207,8 @@ def _partners(images: list[Path], siblings: list[Path], place: Path | None, what
         matches = [c for c in candidates if _stem(c) == _stem(image)]
         if not matches and numbers[image]:
             matches = [c for c in candidates if their_numbers[c] == numbers[image]]
+        if not matches and optional:
+            continue
         if len(matches) != 1:
             names = ", ".join(match.name for match in matches[:3]) or "none"
             raise DataError(

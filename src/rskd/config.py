@@ -170,6 +170,8 @@ class DataOptions(Config):
     """Folder with the masks; a mask belongs to the image of the same name or the same number."""
     regions: Path | None = None
     """Folder with regions of interest (non-zero = counts); paired like the masks."""
+    unlabelled: bool = False
+    """Images without a mask in the folder of masks count as unlabelled, instead of being refused."""
     validation: tuple[str, ...] = ()
     """Names of the images kept for validation; empty = `validation_share` of them, drawn by the seed."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -263,8 +265,8 @@ class FusionOptions(Config):
     """Redundancy refinement, behind a scalar that starts at zero."""
     loss: Literal["hcl", "mse", "cwd", "cosine"] = "hcl"
     """How a fused map is compared with the teacher's."""
-    width: Annotated[int, Field(ge=8, le=1024)] = 64
-    """Channels inside the cascade; even."""
+    width: Annotated[int, Field(ge=16, le=1024)] = 64
+    """Channels inside the cascade; a multiple of 8."""
     stages: Annotated[int, Field(ge=1, le=12)] = 4
     """Number of encoder stages."""
     target: Literal["standardised", "raw"] = "standardised"
@@ -280,7 +282,7 @@ class FusionOptions(Config):
     @classmethod
     def _even(cls, width: int) -> int:
         if width % 8:
-            raise ValueError(f"width={width} must be a multiple of 8: use {max(8, width // 8 * 8)}")
+            raise ValueError(f"width={width} must be a multiple of 8: use {width // 8 * 8}")
         return width
 
     @model_validator(mode="after")

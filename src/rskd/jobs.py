@@ -117,7 +117,7 @@ class TrainJob(Config):
     run: Path
     """New folder for everything the run writes."""
     classes: tuple[str, ...] = ()
-    """Names of the classes without the background, for a fresh network; empty = numbered."""
+    """Names of the classes without the background, for a fresh network; left out: one class, "foreground"."""
     training: TrainOptions = TrainOptions()
     """The loop."""
     compute: ComputeOptions = ComputeOptions()

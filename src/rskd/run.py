@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rskd.config import ComputeOptions
 from rskd.errors import FileError, ParameterError
 from rskd.events import Task
-from rskd.io import guess_axes, read_scan, write_labels
+from rskd.io import guess_axes, read_scan, write_image, write_labels
 from rskd.jobs import (
     ContourletJob,
     DistillJob,
@@ -134,6 +134,9 @@ class Session:
         found = {"labels": result.labels.data}
         if result.probabilities is not None:
             found["probabilities"] = result.probabilities.data
+            if job.output is not None:
+                name = f"{job.output.name.partition('.')[0]}_probabilities.tif"
+                write_image(job.output.with_name(name), result.probabilities)
         value = {
             "classes": [{"name": info.name, "color": info.color} for info in model.spec.classes],
             "axes": result.labels.axes,
@@ -186,7 +189,7 @@ def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Sca
     if job.image is not None:
         return read_scan(job.image, axes=job.axes)
     if "image" not in arrays:
-        raise ParameterError(f"There is no image to {job.kind}: name a file.")
+        raise ParameterError("There is no image: name a file.")
     image = arrays["image"]
     return Scan(image, job.axes or guess_axes(image.shape))
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rskd.errors import FileError, ParameterError
 from rskd.events import Event, Step, from_json, to_json
 from rskd.io.files import replacing
 from rskd.jobs import JOB, DistillJob, TrainJob
 
+_BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
+
 
 class RunFolder:
     """The files of one training.
 
     ``job.json`` what was asked for · ``events.jsonl`` one event per line, as the chart shows them ·
-    ``last.ckpt`` where to go on · ``best.safetensors`` the best network so far, with its card.
+    ``last.ckpt`` where to go on · ``best.safetensors`` the best network so far, with its card · ``lock`` held while a
+    process works on it.
 
     Parameters
     ----------
@@ -34,17 +40,19 @@ class RunFolder:
     def create(cls, job: TrainJob | DistillJob) -> RunFolder:
         """Make the folder that `job` names and record the job in it.
 
+        A folder in which no checkpoint was written yet is begun anew.
+
         Raises
         ------
         ParameterError
-            If there is already something in it.
+            If there is a run in it, or something else.
         FileError
             If it cannot be made, or written to.
         """
         path = job.run
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(entry.name != "data" for entry in path.iterdir()):
+            if any(entry.name not in _BEFORE_THE_FIRST_CHECKPOINT for entry in path.iterdir()):
                 raise ParameterError(f"{path} is not empty: choose a new folder, or go on with `rskd resume {path}`.")
         except OSError as error:
             raise FileError(f"The run folder {path} cannot be made: {error}.") from error
@@ -69,6 +77,24 @@ class RunFolder:
     def log(self) -> Path:
         """One event per line, as JSON."""
         return self.path / "events.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process out of this run; the system opens the lock when this process ends, however it ends.
+
+        Raises
+        ------
+        ParameterError
+            If another process has the run.
+        """
+        with (self.path / "lock").open("ab") as file:
+            try:
+                _lock(file)
+            except OSError as error:
+                raise ParameterError(
+                    f"The run {self.path} is being worked on by another process: wait for it, or stop it first."
+                ) from error
+            yield
 
     def job(self) -> TrainJob | DistillJob:
         """Return what was asked for, with the folder where it lies now."""
@@ -99,6 +125,19 @@ class RunFolder:
         """Forget the events after `step` and `epoch`: they will happen again."""
         kept = [e for e in self.events() if not _later(e, step, epoch)]
         write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in kept).encode())
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file for this process, until it is closed; OSError if another one has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _later(event: Event, step: int, epoch: int) -> bool:

@@ -12,18 +12,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rskd.cases import Case, find_cases, split_cases
 from rskd.compute import choose_device, use_threads
-from rskd.config import DistillOptions, ModelSpec
+from rskd.config import DistillOptions, ModelSpec, SegmentOptions, TrainOptions
 from rskd.data import PatchSampler, Slice, load_slices
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError, ModelError, RskdError
-from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task, drain
+from rskd.errors import DataError, FileError, ModelError, ParameterError, RskdError
+from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
 from rskd.io import read_scan
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.metrics import dice_per_class
@@ -31,16 +33,22 @@ from rskd.models import weights
 from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
 from rskd.models.segmenter import Segmenter
 from rskd.runs import RunFolder, write_atomically
-from rskd.scan import Scan
-from rskd.segment import segment
+from rskd.tiling import Tiling, predict_tiled
 
+AnyTraining = TypeVar("AnyTraining", TrainJob, DistillJob)
+SEGMENT = SegmentOptions()
+_CHANGED = {
+    "training": "the images to train on have changed",
+    "validation": "the images for validation have changed",
+    "teacher": "the teacher's file has changed",
+}
 Array = NDArray[np.generic]
 TASK_ONLY = DistillOptions.model_validate({name: {"weight": 0} for name in ("logits", "ranking", "texture", "fusion")})
 
 
 def train(job: TrainJob) -> Task[Outcome]:
     """Train a network on masks alone; events and result as for `distill`."""
-    return (yield from _run(RunFolder.create(job)))
+    return (yield from _run(RunFolder.create(_settled(job))))
 
 
 def distill(job: DistillJob) -> Task[Outcome]:
@@ -67,7 +75,7 @@ def distill(job: DistillJob) -> Task[Outcome]:
     RskdError
         One sentence, for whatever the user can mend.
     """
-    return (yield from _run(RunFolder.create(job)))
+    return (yield from _run(RunFolder.create(_settled(job))))
 
 
 def resume(job: ResumeJob) -> Task[Outcome]:
@@ -75,9 +83,27 @@ def resume(job: ResumeJob) -> Task[Outcome]:
     return (yield from _run(RunFolder(job.run)))
 
 
+def _settled(job: AnyTraining) -> AnyTraining:
+    """Return the job with every path made absolute, so that it can be resumed from anywhere."""
+    data = {
+        name: path.absolute()
+        for name in ("images", "masks", "regions")
+        if (path := getattr(job.data, name)) is not None
+    }
+    field = "model" if isinstance(job, TrainJob) else "student"
+    network = getattr(job, field)
+    changes: dict[str, object] = {"data": job.data.model_copy(update=data), "run": job.run.absolute()}
+    if network not in PRESETS:
+        changes[field] = str(weight_file(Path(network)).absolute())
+    if isinstance(job, DistillJob):
+        changes["teacher"] = weight_file(job.teacher).absolute()
+    return job.model_copy(update=changes)
+
+
 def _run(folder: RunFolder) -> Task[Outcome]:
-    trainer = yield from _prepare(folder)
-    stopped = yield from trainer.fit()
+    with folder.locked():
+        trainer = yield from _prepare(folder)
+        stopped = yield from trainer.fit()
     return Outcome(
         {
             "run": str(folder.path),
@@ -98,6 +124,7 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
         student, teacher = _networks(job, training[0])
         terms = job.distillation if isinstance(job, DistillJob) else TASK_ONLY
         objective = Objective(student, teacher, terms, job.training.loss)
+    _check_patch(job.training, student, teacher)
     yield Message(
         f"{len(training)} images to train on, {len(validation)} for validation; on {device} with {threads} threads."
     )
@@ -107,7 +134,10 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
         raise DataError("No training image has a mask: choose a folder of masks, or set the weight of the task to 0.")
     if teacher is not None:
         teacher.to(device)
-    trainer = Trainer(folder, objective.to(device), planes, held_out)
+    origin = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
+    if isinstance(job, DistillJob):
+        origin["teacher"] = [weights.sha256(job.teacher)]
+    trainer = Trainer(folder, objective.to(device), planes, held_out, origin=origin)
     if folder.checkpoint.exists():
         trainer.restore()
         yield Message(f"Going on after step {trainer.step} of {trainer.steps}.")
@@ -146,14 +176,32 @@ def _fresh_spec(job: TrainJob, case: Case) -> ModelSpec:
 
 
 def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
+    """Refuse a pair that sees different images, or speaks of different classes."""
     for what, mine, theirs in (
-        ("classes", len(student.classes), len(teacher.classes)),
-        ("image channels", student.in_channels, teacher.in_channels),
+        ("number of image channels", student.in_channels, teacher.in_channels),
+        ("classes", _names(student), _names(teacher)),
+        ("intensities", student.normalisation, teacher.normalisation),
+        ("size of the whole picture", student.frame, teacher.frame),
     ):
         if mine != theirs:
             raise ModelError(
-                f"The student {student.name} has {mine} {what}, its teacher {teacher.name} has {theirs}: "
+                f"Student and teacher differ in their {what}: {student.name} has {mine}, {teacher.name} has {theirs}; "
                 "choose a pair made for the same task, or a fresh student by name."
+            )
+
+
+def _names(spec: ModelSpec) -> str:
+    return ", ".join(info.name for info in spec.classes)
+
+
+def _check_patch(options: TrainOptions, student: Segmenter, teacher: Segmenter | None) -> None:
+    patch = options.patch or student.spec.image_size
+    for model in (student, *([teacher] if teacher else [])):
+        step = model.spec.patch_size
+        if patch % step:
+            raise ParameterError(
+                f"patch={patch} does not suit {model.spec.name}, whose tokens are {step} pixels wide: "
+                f"use {max(1, round(patch / step)) * step}."
             )
 
 
@@ -176,13 +224,22 @@ class Trainer:
         The student with its losses, on the device to train on.
     planes, held_out
         Planes to train on and to validate with.
+    origin
+        What must be the same when the run is resumed: names of the cases on both sides, hash of the teacher.
     """
 
     def __init__(
-        self, folder: RunFolder, objective: Objective, planes: Sequence[Slice], held_out: Sequence[Slice]
+        self,
+        folder: RunFolder,
+        objective: Objective,
+        planes: Sequence[Slice],
+        held_out: Sequence[Slice],
+        *,
+        origin: dict[str, list[str]],
     ) -> None:
         self.folder, self.job, self.objective, self.held_out = folder, folder.job(), objective, held_out
         options = self.job.training
+        self.origin = origin
         self.device = next(objective.parameters()).device
         self.sampler = PatchSampler(
             planes,
@@ -199,7 +256,18 @@ class Trainer:
         self._stopping = False
 
     def fit(self) -> Task[bool]:
-        """Train to the end, or to the first `Command.STOP`; returns whether it was stopped."""
+        """Train to the end, or to the first `Command.STOP`; returns whether it was stopped.
+
+        Closed in the middle, it leaves a checkpoint of the last whole step.
+        """
+        try:
+            return (yield from self._fit())
+        except GeneratorExit:
+            if self.step % self.job.training.steps_per_epoch:  # otherwise a validation is due, which resuming repeats
+                self.save()
+            raise
+
+    def _fit(self) -> Task[bool]:
         options = self.job.training
         saved = epoch_began = time.monotonic()
         while self.step < self.steps and not self._stopping:
@@ -283,8 +351,7 @@ class Trainer:
         student = self.objective.student
         predictions: dict[str, list[tuple[Array, Array]]] = {}
         for done, plane in enumerate(self.held_out, 1):
-            found = drain(segment(student, Scan(plane.image.numpy(), "cyx")))
-            predictions.setdefault(plane.case, []).append((np.asarray(found.labels.data), plane.target.numpy()))
+            predictions.setdefault(plane.case, []).append((self._labels(plane.image), plane.target.numpy()))
             yield from self._say(Progress(done, len(self.held_out), "validation images"))
         scores = [self._case_dice(planes) for planes in predictions.values()]
         names = [info.name for info in student.spec.classes]
@@ -292,6 +359,17 @@ class Trainer:
             name: float(np.nanmean(column)) if not np.isnan(column).all() else math.nan
             for name, column in zip(names[1:], np.transpose(scores)[1:] if scores else [], strict=False)
         }
+
+    def _labels(self, image: Tensor) -> Array:
+        """Segment a plane (C, H, W) that is ready for the network, with the tiles that `segment` would use."""
+        student = self.objective.student.eval()
+        height, width = image.shape[1:]
+        canvas = torch.zeros(len(student.spec.classes), height, width, device=self.device)
+        tiling = Tiling.over((height, width), tile=student.spec.image_size, overlap=SEGMENT.overlap, device=self.device)
+        for _ in predict_tiled(student, [(image.to(self.device), canvas)], tiling, batch_size=SEGMENT.batch_size):
+            pass
+        student.train()
+        return canvas.argmax(0).cpu().numpy()
 
     def _case_dice(self, planes: Sequence[tuple[Array, Array]]) -> Array:
         prediction, target = (np.concatenate([plane.ravel() for plane in side]) for side in zip(*planes, strict=True))
@@ -309,7 +387,7 @@ class Trainer:
             "use": "for research and demonstration, not for diagnosis",
         }
         if isinstance(job, DistillJob):
-            card["teacher sha256"] = weights.sha256(job.teacher)
+            card["teacher sha256"] = self.origin["teacher"][0]
         weights.save(self.folder.best, self.objective.student, card=card)
 
     def save(self) -> None:
@@ -318,6 +396,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "sums": self._sums,
+            "origin": self.origin,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -333,6 +412,9 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:
             raise FileError(f"The checkpoint in {self.folder.path} does not fit its job: {error}.") from error
+        for what, names in self.origin.items():
+            if names != state["origin"][what]:
+                raise DataError(f"This run cannot go on: {_CHANGED[what]} since it began; put back what was there.")
         self.step, self.best, self._sums = state["step"], state["best"], state["sums"]
 
 

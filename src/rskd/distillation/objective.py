@@ -158,6 +158,8 @@ class Objective(nn.Module):
 
     def total(self, losses: Mapping[str, Tensor], *, ramp: float = 1.0) -> Tensor:
         """Return the weighted sum of `losses`; `ramp` (0 … 1) scales the feature terms and the baselines."""
+        if not losses:
+            raise ParameterError("There is nothing to learn: every term has the weight 0; give one a weight above 0.")
         if self.calibration is not None and torch.is_grad_enabled():
             self.calibration.see(losses, list(self.student.parameters()))
         return torch.stack([self.weight(name, ramp=ramp) * loss for name, loss in losses.items()]).sum()

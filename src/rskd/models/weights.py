@@ -22,6 +22,8 @@ from rskd.io.files import replacing
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
+_PICKLE_OF_OLD = (b"(", b"c", b"}", b"]")
+"""First bytes of a pickle of protocol 0, which has no mark of its own."""
 KEY = "rskd"
 """The one entry of the file's metadata: safetensors writes several in random order, and equal files must be equal."""
 
@@ -150,21 +152,26 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str
 
 
 def _read_torch(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head != b"PK" and head[:1] != b"\x80" and head[:1] not in _PICKLE_OF_OLD:
+        raise FileError(f"{path.name} is no weight file: choose a .safetensors or .pt file.")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path.name} holds more than weights (Python objects or code), which is never run: "
-            "ask its author for a .safetensors file, or for a plain state dict."
+            "ask its author for a .safetensors file."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise FileError(f"{path.name} is no weight file that can be read: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("spec"), str) or "state_dict" not in content:
+    except Exception as error:  # whatever a damaged archive makes torch raise
+        raise FileError(f"{path.name} is damaged, or no weight file at all: copy it again.") from error
+    try:
+        return content["spec"] + "", dict(content["state_dict"]), {}
+    except (TypeError, KeyError, ValueError, IndexError) as error:
         raise ModelError(
             f"{path.name} does not say which network it belongs to: "
             "it must hold a 'spec' (the description as JSON) and a 'state_dict'."
-        )
-    return content["spec"], content["state_dict"], {}
+        ) from error
 
 
 def _check(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
