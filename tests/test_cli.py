@@ -132,7 +132,7 @@ def test_there_is_a_command_for_every_job():
         ("segment m i --device gpu", ["gpu", "cuda"]),
         ("segmnt m i", ["segmnt", "segment"]),
         ("distill t s r", ["--images"]),
-        ("distill t s r --images i --fusion.width 12", ["multiple of 8"]),
+        ("distill t s r --images i --fusion.width 20", ["multiple of 8"]),
     ],
 )
 def test_wrong_flags_are_explained(line, words, capsys):

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rskd.engine.failures import explain
@@ -76,7 +76,11 @@ def main(line: str | Sequence[str] | None = None) -> None:
     try:
         build_app()(line, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _fail(ParameterError(str(error)), "", debug=False)
+        cause = error.__cause__
+        text = str(error).partition(" 1 validation error")[0]
+        if isinstance(cause, ValidationError):
+            text += f" {cause.errors()[0]['msg'].removeprefix('Value error, ')}."
+        _fail(ParameterError(text), "", debug=False)
 
 
 def build_app() -> App:
@@ -96,7 +100,7 @@ def build_app() -> App:
 
 
 def run_file(job: Path, /, *, debug: Debug = False) -> None:
-    """Run a job that was saved as JSON, for example the job.json of a run folder.
+    """Run a job that was saved as JSON.
 
     Parameters
     ----------
@@ -108,7 +112,10 @@ def run_file(job: Path, /, *, debug: Debug = False) -> None:
             text = job.read_bytes()
         except OSError as error:
             raise FileError(f"{job} cannot be read: {error.strerror}.") from error
-        saved = JOB.validate_json(text)
+        try:
+            saved = JOB.validate_json(text)
+        except ValidationError as error:
+            raise FileError(f"{job.name} is no job: {explain(error)}") from error
     _perform(saved, debug=debug)
 
 
