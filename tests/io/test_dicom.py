@@ -349,3 +349,20 @@ def test_a_packing_without_free_decoder_is_named(tmp_path: Path) -> None:
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     with pytest.raises(FileError, match=r"a\.dcm is packed as MPEG2 .*no free decoder here"):
         read_scan(tmp_path / "a.dcm")
+
+
+def test_a_slide_in_tiles_is_not_taken_for_a_film(tmp_path: Path) -> None:
+    dataset = image(voxels(), position=[0, 0, 0], directions=np.eye(3), number=1)
+    dataset.NumberOfFrames, dataset.TotalPixelMatrixColumns, dataset.TotalPixelMatrixRows = 5, 14, 18
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(FileError, match="slide in tiles"):
+        read_scan(tmp_path / "a.dcm")
+
+
+def test_jpeg_of_twelve_bits() -> None:
+    path = get_testdata_file("JPGExtended.dcm", download=False)
+    scan = read_scan(path)
+    dataset = pydicom.dcmread(path)
+    assert dataset.file_meta.TransferSyntaxUID.name.startswith("JPEG Extended")
+    assert scan.data.shape[-2:] == (dataset.Rows, dataset.Columns)
+    assert abs(int(scan.data.max()) - dataset.LargestImagePixelValue) < 20  # the header tells what it was, unpacked

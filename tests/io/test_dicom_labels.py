@@ -31,8 +31,8 @@ NAME = "Zyxwerth"
 def test_a_segmentation_lies_on_its_images(tmp_path: Path, several: bool) -> None:
     if several:
         files.enhanced(tmp_path / "scan")
-    else:
-        files.series(tmp_path / "scan")
+    else:  # with a distance between planes that is wrong, as some programs write it
+        files.series(tmp_path / "scan", change=lambda dataset, _: setattr(dataset, "SpacingBetweenSlices", 1))
     scan = read_scan(tmp_path / "scan")
     write_labels(tmp_path / "labels.dcm", LABELS, scan, names=("liver", "spleen"))
 

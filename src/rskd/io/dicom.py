@@ -119,8 +119,10 @@ def _check_kind(path: Path, head: Any) -> None:
 
 def _scan(files: list[tuple[Path, Any]], source: Path) -> Scan:
     heads = dict(files)
-    stack = stack_of(files, source.name)
     first = files[0][1]
+    if "TotalPixelMatrixColumns" in first:
+        raise FileError(f"{source.name} is a slide in tiles, which DICOM keeps as frames: convert it to OME-TIFF.")
+    stack = stack_of(files, source.name)
     if len({(head.Rows, head.Columns, head.get("SamplesPerPixel", 1)) for head in heads.values()}) > 1:
         raise FileError(f"{source.name} has planes of different sizes: keep those of one size.")
     _check_memory(source, stack, heads)

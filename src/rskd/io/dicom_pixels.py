@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rskd.io.libraries import library
 
-_LOSSLESS_JPEG = ("JPEGLossless", "JPEGLosslessSV1")
+_JPEG = ("JPEGExtended12Bit", "JPEGLossless", "JPEGLosslessSV1")
 _PLUGIN = "imagecodecs"
 _RESCALE_TYPES = {"HU": "HU", "OD": "OD", "Z_EFF": "Z_EFF", "ED": "ED", "EDW": "EDW", "PCT": "%", "HU_MOD": "HU_MOD"}
 _UNITS = {"BQML": "Bq/ml", "CNTS": "counts", "GML": "g/ml", "CM2ML": "cm²/ml", "PROPCPS": "counts/s"}
@@ -111,9 +111,9 @@ def _turn_round(pixels: NDArray[Any], dataset: Any) -> NDArray[Any]:
 
 
 def use_imagecodecs() -> None:
-    """Let pydicom decode lossless JPEG: its own choices for that are under the GPL, or hard to install."""
+    """Let pydicom decode JPEG that is lossless or has 12 bits: its own choices are GPL, or hard to install."""
     decoders = library("pydicom.pixels.decoders")
-    for name in _LOSSLESS_JPEG:
+    for name in _JPEG:
         decoder = getattr(decoders, f"{name}Decoder")
         if _PLUGIN not in (*decoder._available, *decoder._unavailable):
             decoder.add_plugin(_PLUGIN, (__name__, "decode_frame"))
@@ -125,8 +125,10 @@ def is_available(uid: str) -> bool:
 
 
 def decode_frame(source: bytes, runner: Any) -> bytearray:
-    """Decode one frame of lossless JPEG, as pydicom's plugins do."""
-    pixels = library("imagecodecs").ljpeg_decode(source)
+    """Decode one frame of JPEG, as pydicom's plugins do."""
+    codecs = library("imagecodecs")
+    lossless = runner.transfer_syntax.name.startswith("JPEG Lossless")
+    pixels = codecs.ljpeg_decode(source) if lossless else codecs.jpeg8_decode(source)
     if pixels.shape[:2] != (runner.rows, runner.columns):
         raise ValueError("The frame has another size than the header says.")
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rskd.errors import FileError, ParameterError
 from rskd.io import dicom
-from rskd.io.dicom_geometry import from_lps, spacing_of
+from rskd.io.dicom_geometry import Plane, from_lps, spacing_of
 from rskd.io.libraries import library
 from rskd.io.memory import check_size
 from rskd.scan import Scan
@@ -83,6 +83,8 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
     if count > _SEGMENTS:
         raise ParameterError(f"{path.name}: a DICOM SEG of {count} labels is unwieldy, at most {_SEGMENTS}: use NIfTI.")
     sources = sources if keep_identifiers else [_stripped(head) for head in sources]
+    for head in sources:
+        _state_distance(head, planes)
     segmentation = _segmentation(sources, values.astype(np.uint8), [*names[:count], *_numbered(len(names), count)])
     if not keep_identifiers:
         segmentation.PatientIdentityRemoved = "YES"
@@ -99,7 +101,7 @@ def _numbered(first: int, last: int) -> list[str]:
     return [f"Label {number}" for number in range(first + 1, last + 1)]
 
 
-def _sources(path: Path, scan: Scan) -> tuple[list[Any], Sequence[Any]]:
+def _sources(path: Path, scan: Scan) -> tuple[list[Any], Sequence[Plane]]:
     """Return the headers of the images in the order of the scan's planes."""
     if scan.source is None or not scan.files or "t" in scan.axes or scan.affine is None:
         raise ParameterError(
@@ -124,6 +126,17 @@ def _sources(path: Path, scan: Scan) -> tuple[list[Any], Sequence[Any]]:
             f"{path.name}: the DICOM images state no frame of reference, a SEG needs one: write .nii.gz."
         )
     return [heads[file] for file in dict.fromkeys(plane.path for plane in stack.planes)], stack.planes
+
+
+def _state_distance(head: Any, planes: Sequence[Plane]) -> None:
+    """Write the distance between planes into a header in memory, as positions say it: files often state another."""
+    first, second = planes[0], planes[min(1, len(planes) - 1)]
+    if first is second or first.position is None or second.position is None or first.directions is None:
+        return
+    step = abs(float((second.position - first.position) @ np.cross(*first.directions)))
+    groups = [*head.get("SharedFunctionalGroupsSequence", []), *head.get("PerFrameFunctionalGroupsSequence", [])]
+    for item in (head, *(group.PixelMeasuresSequence[0] for group in groups if "PixelMeasuresSequence" in group)):
+        item.SpacingBetweenSlices = f"{step:.10g}"
 
 
 def _segmentation(sources: list[Any], values: NDArray[np.uint8], names: Sequence[str]) -> Any:

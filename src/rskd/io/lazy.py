@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from rskd.errors import FileError
 from rskd.io.libraries import quiet
+from rskd.io.memory import check_size
 
 
 class LazyArray:
@@ -53,5 +55,7 @@ class LazyArray:
             ) from None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Read everything."""
+        """Read everything, if there is memory for it."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        check_size(self._name, size, held=size)
         return np.asarray(self[...], dtype)
