@@ -1,5 +1,7 @@
 """An oblique, anisotropic, non-square volume becomes labels in every format; another library says where they lie."""
 
+import locale
+from collections.abc import Iterator
 from pathlib import Path
 
 import highdicom
@@ -18,6 +20,14 @@ from rskd.scan import Scan
 SHAPE = (4, 9, 13)  # z, y, x
 LABELS = (np.arange(np.prod(SHAPE)).reshape(SHAPE) * 7 % 11 % 4).astype(np.uint8)
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """GDCM, which writes the series of these tests, may leave the process with another character set."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def image() -> sitk.Image:
