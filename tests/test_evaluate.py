@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rskd.cases import Case, case_id
 from rskd.config import DataOptions
 from rskd.errors import DataError
 from rskd.evaluate import evaluate
@@ -97,3 +99,14 @@ def test_without_masks_there_is_nothing_to_compare_with(data: Path) -> None:
     bare = job(data).model_copy(update={"data": DataOptions(images=data / "images")})
     with pytest.raises(DataError, match="name a folder of masks"):
         drain(evaluate(bare))
+
+
+def test_a_report_names_no_file(data: Path, tmp_path: Path) -> None:
+    """A file's name may be a patient's; the table calls a case by a hash of its image instead."""
+    source = data / "images" / "0.png"
+    renamed = tmp_path / "Jane Doe.png"
+    shutil.copy(source, renamed)
+    other = data / "images" / "1.png"
+    assert case_id(Case("Jane Doe", renamed)) == case_id(Case("0", source)) != case_id(Case("1", other))
+    (first, *_) = drain(evaluate(job(data))).value["cases"]
+    assert first["case"] == case_id(Case("0", source))

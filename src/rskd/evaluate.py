@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.cases import Case, find_cases, read_case
+from rskd.cases import Case, case_id, find_cases, read_case
 from rskd.compute import choose_device, use_threads
 from rskd.config import SegmentOptions
 from rskd.errors import DataError
@@ -44,7 +44,8 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     Outcome
         `value` is ``{"classes": [name …], "cases": [{"case", "dice": {name: score}, "iou": {name: score}} …],
         "dice": {name: mean over cases}, "iou": {name: mean over cases}}``. The background is left out; a class that is
-        neither in the mask nor in the segmentation of a case has no score there (``None``) and does not count.
+        neither in the mask nor in the segmentation of a case has no score there (``None``) and does not count. A case
+        is called by `rskd.cases.case_id`.
 
     Raises
     ------
@@ -62,7 +63,9 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     rows: list[dict[str, Any]] = []
     for done, case in enumerate(cases):
         confusion = yield from _compare(model, case, job.options, Progress(done, len(cases), "images"))
-        rows.append({"case": case.name, "dice": _named(names, dice(confusion)), "iou": _named(names, iou(confusion))})
+        rows.append(
+            {"case": case_id(case), "dice": _named(names, dice(confusion)), "iou": _named(names, iou(confusion))}
+        )
         yield Progress(done + 1, len(cases), "images")
     value = {"classes": names[1:], "cases": rows, "dice": _mean(rows, "dice"), "iou": _mean(rows, "iou")}
     if job.output is not None:

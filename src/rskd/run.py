@@ -130,7 +130,8 @@ class Session:
         result = yield from segment(model, scan, job.options)
         seconds = time.perf_counter() - began
         if job.output is not None:
-            write_labels(job.output, result.labels.data, scan)
+            names = [info.name for info in model.spec.classes[1:]]
+            write_labels(job.output, result.labels.data, scan, names=names)
         found = {"labels": result.labels.data}
         if result.probabilities is not None:
             found["probabilities"] = result.probabilities.data

@@ -12,8 +12,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
-from rskd.errors import FileError
-from rskd.io import read_scan, read_scans
+from rskd.errors import FileError, ParameterError
+from rskd.io import read_scan, read_scans, write_labels
 from rskd.io.dicom_geometry import to_lps
 
 SHAPE = (5, 6, 7)  # z, y, x
@@ -146,6 +146,8 @@ def test_a_tilted_gantry_is_noticed_and_its_geometry_exact(tmp_path: Path) -> No
     )
     assert scan.affine is not None
     np.testing.assert_allclose((to_lps(scan.affine) @ [4, 0, 0, 1])[:3], [-40, 12.5, 100] + 4 * step, atol=1e-6)
+    with pytest.raises(ParameterError, match=r"tilted planes is not read back as a volume: write \.nii\.gz"):
+        write_labels(tmp_path / "seg.dcm", np.zeros(scan.data.shape, np.uint8), scan)
 
 
 def test_repeated_places_are_times(tmp_path: Path) -> None:

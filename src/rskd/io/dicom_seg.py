@@ -74,6 +74,7 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
         Whether what the images say about the patient and the study is copied. The references to the images, without
         which it would be no segmentation of them, are always there.
     """
+    _refuse_tilt(path, scan)
     sources, planes = _sources(path, scan)
     values = np.asarray(labels.data).reshape(-1, *labels.data.shape[-2:])
     if len(sources) == 1 and len(planes) > 1:  # the frames of one file, in the order of the file
@@ -90,6 +91,14 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
         segmentation.PatientIdentityRemoved = "YES"
         segmentation.DeidentificationMethod = "Texts of the source images left out, references to them kept"
     segmentation.save_as(path)
+
+
+def _refuse_tilt(path: Path, scan: Scan) -> None:
+    if scan.affine is None:
+        return
+    axes = scan.affine[:-1, :-1] / np.linalg.norm(scan.affine[:-1, :-1], axis=0)
+    if np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3:
+        raise ParameterError(f"{path.name}: a DICOM SEG of tilted planes is not read back as a volume: write .nii.gz.")
 
 
 def _check_overlap(path: Path, segmentation: Any) -> None:
