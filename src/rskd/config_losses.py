@@ -98,7 +98,7 @@ class RelationOptions(TermOptions):
 class ReviewOptions(TermOptions):
     """ReviewKD: stages fused from deep to shallow, compared with the teacher's as they are."""
 
-    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] = 64
+    width: Annotated[int, Field(ge=16, le=1024, multiple_of=8)] = 64
     """Channels inside the cascade."""
 
 

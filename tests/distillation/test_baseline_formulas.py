@@ -282,7 +282,7 @@ def test_hidden_places_are_new_at_every_call_and_go_on_after_a_resume():
 def test_review_is_the_cascade_of_the_paper_written_out():
     """ABF from deep to shallow with its 3 × 3 exits and the HCL, on a raw teacher, with copied weights."""
     torch.manual_seed(0)
-    options = FusionOptions(gate="space", refine="none", loss="hcl", target="raw", width=8)
+    options = FusionOptions(gate="space", refine="none", loss="hcl", target="raw", width=16)
     term = FusionTerm([3, 4], [5, 6], options).double()
     student = [torch.randn(2, 3, 8, 6).double(), torch.randn(2, 4, 4, 3).double()]
     teacher = [torch.randn(2, 5, 8, 6).double(), torch.randn(2, 6, 4, 3).double()]
