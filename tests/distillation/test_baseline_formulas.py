@@ -290,11 +290,11 @@ def test_review_is_the_cascade_of_the_paper_written_out():
     for i in (1, 0):
         conv, norm = term.enter[i]
         x = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], student[i])
-        groups = x.reshape(2, 4, 2, *x.shape[2:])
+        groups = x.reshape(2, 4, 4, *x.shape[2:])
         x = (groups - groups.mean((2, 3, 4), keepdim=True)) / torch.sqrt(
             groups.var((2, 3, 4), keepdim=True, unbiased=False) + norm.eps
         )
-        x = x.reshape(2, 8, *student[i].shape[2:])
+        x = x.reshape(2, 16, *student[i].shape[2:])
         if residual is not None:
             up = residual.repeat_interleave(2, 2).repeat_interleave(2, 3)
             gate = term.fusions[i].space
