@@ -10,7 +10,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,17 +21,16 @@ from torch import Tensor
 
 from rskd.cases import Case, find_cases, split_cases
 from rskd.compute import choose_device, use_threads
-from rskd.config import DistillOptions, ModelSpec, SegmentOptions, TrainOptions
+from rskd.config import DistillOptions, ModelSpec, SegmentOptions
 from rskd.data import PatchSampler, Slice, load_slices
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError, ModelError, ParameterError, RskdError
+from rskd.errors import DataError, FileError, RskdError
 from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
-from rskd.io import read_scan
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.metrics import dice_per_class
 from rskd.models import weights
-from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
-from rskd.models.segmenter import Segmenter
+from rskd.models.presets import PRESETS, weight_file
+from rskd.pair import check_patch, networks_for
 from rskd.runs import RunFolder, write_atomically
 from rskd.tiling import Tiling, predict_tiled
 
@@ -121,10 +120,10 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
     training, validation = split_cases(find_cases(job.data), job.data, job.training.seed)
     with torch.random.fork_rng():
         torch.manual_seed(job.training.seed)
-        student, teacher = _networks(job, training[0])
+        student, teacher = networks_for(job, training[0])
         terms = job.distillation if isinstance(job, DistillJob) else TASK_ONLY
         objective = Objective(student, teacher, terms, job.training.loss)
-    _check_patch(job.training, student, teacher)
+    check_patch(job.training, student, teacher)
     yield Message(
         f"{len(training)} images to train on, {len(validation)} for validation; on {device} with {threads} threads."
     )
@@ -143,66 +142,6 @@ def _prepare(folder: RunFolder) -> Task[Trainer]:
         yield Message(f"Going on after step {trainer.step} of {trainer.steps}.")
     folder.rewind(trainer.step, trainer.step // job.training.steps_per_epoch)
     return trainer
-
-
-def _networks(job: TrainJob | DistillJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
-    """Return the network to train, and its teacher where it has one."""
-    if isinstance(job, TrainJob):
-        return _network(job.model, lambda: _fresh_spec(job, case)), None
-    teacher = weights.load(job.teacher)
-    student = _network(job.student, lambda: student_spec(job.student, teacher.spec))
-    _check_pair(student.spec, teacher.spec)
-    return student, teacher
-
-
-def _network(name: str, fresh: Callable[[], ModelSpec]) -> Segmenter:
-    """Return a network from a weight file, from a description, or fresh by name."""
-    path = weight_file(Path(name))
-    if name in PRESETS:
-        return Segmenter(fresh())
-    if path.suffix == ".json":
-        return Segmenter(weights.read_spec(path))
-    if not path.exists():
-        raise FileError(f"{name} is neither a file nor one of the named networks: {', '.join(PRESETS)}.")
-    return weights.load(path)
-
-
-def _fresh_spec(job: TrainJob, case: Case) -> ModelSpec:
-    scan = read_scan(case.image)
-    channels = tuple(channel for channel in scan.channels if channel != "alpha")
-    count = len(channels) or scan.channel_count
-    spec = fresh_spec(job.model, in_channels=count, classes=job.classes or ("foreground",))
-    return spec.model_copy(update={"channels": channels})
-
-
-def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
-    """Refuse a pair that sees different images, or speaks of different classes."""
-    for what, mine, theirs in (
-        ("number of image channels", student.in_channels, teacher.in_channels),
-        ("classes", _names(student), _names(teacher)),
-        ("intensities", student.normalisation, teacher.normalisation),
-        ("size of the whole picture", student.frame, teacher.frame),
-    ):
-        if mine != theirs:
-            raise ModelError(
-                f"Student and teacher differ in their {what}: {student.name} has {mine}, {teacher.name} has {theirs}; "
-                "choose a pair made for the same task, or a fresh student by name."
-            )
-
-
-def _names(spec: ModelSpec) -> str:
-    return ", ".join(info.name for info in spec.classes)
-
-
-def _check_patch(options: TrainOptions, student: Segmenter, teacher: Segmenter | None) -> None:
-    patch = options.patch or student.spec.image_size
-    for model in (student, *([teacher] if teacher else [])):
-        step = model.spec.patch_size
-        if patch % step:
-            raise ParameterError(
-                f"patch={patch} does not suit {model.spec.name}, whose tokens are {step} pixels wide: "
-                f"use {max(1, round(patch / step)) * step}."
-            )
 
 
 def _load(cases: Sequence[Case], spec: ModelSpec) -> Task[list[Slice]]:
