@@ -52,7 +52,7 @@ def distillation(teacher, run):
     return ["distill", "--teacher", teacher, "--student", "rskd-nano", *data(teacher.parents[1]), "--run", run, *STEPS]
 
 
-def compare_with_uninterrupted(teacher, tmp_path, kills):
+def assert_equal_to_uninterrupted(teacher, tmp_path, kills):
     rskd(*distillation(teacher, tmp_path / "whole"))
     command = distillation(teacher, tmp_path / "killed")
     for step in kills:
@@ -65,10 +65,10 @@ def compare_with_uninterrupted(teacher, tmp_path, kills):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_killed_at_a_random_step_and_resumed(teacher, tmp_path):
-    compare_with_uninterrupted(teacher, tmp_path, [random.SystemRandom().randint(1, 20)])
+    assert_equal_to_uninterrupted(teacher, tmp_path, [random.SystemRandom().randint(1, 20)])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_killed_again_and_again(teacher, tmp_path):
-    compare_with_uninterrupted(teacher, tmp_path, [1, 7, 8, 9, 15, 16, 20, 22])
+    assert_equal_to_uninterrupted(teacher, tmp_path, [1, 7, 8, 9, 15, 16, 20, 22])
