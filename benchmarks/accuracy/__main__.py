@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy run STUDY.toml --data DATA --runs RUNS [--minutes 10]
     python -m benchmarks.accuracy table STUDY.toml
 
-A study is a comparison described by one file (see `studies/`). `run` does its units one after the other, each a training
-and its test, and stores every result in `results/STUDY/`; what is stored is not done again. A unit that is not ready after
-`--minutes` writes a checkpoint, and the next call goes on with it. Started several times, the processes share the work.
+A study is a comparison described by one file (see `studies/`). `run` does its units one after the other, each a
+training and its test, and stores every result in `results/STUDY/`; what is stored is not done again. A unit that is not
+ready after `--minutes` writes a checkpoint, and the next call goes on with it. Started several times, the processes
+share the work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The data sets of the studies, laid out as folders of images, masks and regions; nothing of them enters the project."""
+"""The data sets of the studies, laid out as folders of images, masks and regions; nothing of them is shipped."""
 
 from __future__ import annotations
 

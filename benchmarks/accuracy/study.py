@@ -22,7 +22,7 @@ class Arm(Config):
 
     base: str
     """A method of `rskd.distillation.baselines.table.METHODS`."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = Field(default_factory=dict)
     """What differs from its published options, group by group."""
 
     def options(self) -> DistillOptions:

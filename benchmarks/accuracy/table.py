@@ -13,7 +13,7 @@ from benchmarks.accuracy.study import TEACHER, Study
 
 
 def table(study: Study, results: Path) -> str:
-    """Return Dice on the test cases as Markdown: mean ± sample deviation over the seeds, per class and of all classes."""
+    """Return the test Dice as Markdown: mean ± sample deviation over the seeds, of all classes and of each."""
     rows = {arm: _read(results / study.name, arm, study.seeds) for arm in (TEACHER, *study.arms)}
     classes = next((list(found[0]["dice"]) for found in rows.values() if found), [])
     columns = classes if len(classes) > 1 else []

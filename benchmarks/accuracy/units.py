@@ -19,7 +19,7 @@ from benchmarks.accuracy.study import ALONE, TEACHER, Study, Unit
 from rskd.config import ComputeOptions, ModelSpec
 from rskd.errors import ParameterError
 from rskd.evaluate import evaluate
-from rskd.events import Epoch, Task, drain
+from rskd.events import Epoch, Task
 from rskd.io.files import replacing
 from rskd.jobs import DistillJob, EvaluateJob, Outcome, ResumeJob, TrainJob
 from rskd.models import weights
@@ -37,7 +37,7 @@ class Workplace:
     """Run folders and links to the data; may be thrown away once the results are stored."""
     results: Path
     """One JSON file per unit."""
-    compute: ComputeOptions = ComputeOptions()
+    compute: ComputeOptions
 
     def result(self, study: Study, unit: Unit) -> Path:
         """Return the file of a unit's result."""
@@ -129,27 +129,23 @@ def _training(job: TrainJob | DistillJob) -> Task[Outcome]:
 
 def _until(task: Task[Outcome], until: float) -> Outcome:
     """Run a task to its end; closed when the time is over, a training writes its checkpoint."""
-
-    def watched() -> Task[Outcome]:
-        try:
-            while True:
-                yield next(task)
-                if time.monotonic() > until:
-                    raise OutOfTimeError
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
-        finally:
-            task.close()
-
-    return drain(watched())
+    try:
+        while True:
+            next(task)
+            if time.monotonic() > until:
+                raise OutOfTimeError
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+    finally:
+        task.close()
 
 
 def _provenance(compute: ComputeOptions) -> dict[str, Any]:
     """Return what a reader needs to judge or repeat a figure."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603
-    changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True)  # noqa: S603
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True)
     return {
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "hardware": {
