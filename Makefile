@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VIRTUAL := scripts/virtual-display
 HEADLESS := $(if $(filter Linux,$(shell uname)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,yes))
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench docs clean
 
 demo: $(READY)
 	$(if $(HEADLESS),@echo "There is no display: using a virtual one and writing to demo-output/")
@@ -25,17 +25,22 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/npe2 validate --imports napari-rskd
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.speed
 
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output docs/_build
 
 $(READY): pyproject.toml scripts/system-libraries
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: call make PYTHON=python3.12, for example." >&2; exit 1; }
 	scripts/system-libraries
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[all,test,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[all,test,dev,docs]'
 	touch $@

@@ -59,7 +59,7 @@ class ModelSpec(Config):
     name: str
     """Name for people."""
     encoder: str = "vit_tiny_patch16_224"
-    """Name of a timm network; width, depth, heads and patches can be chosen for plain Vision Transformers (vit_…)."""
+    """Name of a timm network; width, depth, heads and patches can be chosen for plain Vision Transformers (`vit_…`)."""
     embed_dim: Annotated[int | None, Field(ge=8, le=4096)] = None
     """Width of a token; None = as the encoder is published."""
     depth: Annotated[int | None, Field(ge=1, le=64)] = None

@@ -57,7 +57,7 @@ def confusion_matrix(
 
 
 def dice(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the Dice score of every class, 2|P ∩ T| / (|P| + |T|); NaN where a class is in neither.
+    """Return the Dice score of every class, ``2|P ∩ T| / (|P| + |T|)``; NaN where a class is in neither.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def dice(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def iou(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return the intersection over union of every class, |P ∩ T| / |P ∪ T|; NaN where a class is in neither.
+    """Return the intersection over union of every class, ``|P ∩ T| / |P ∪ T|``; NaN where a class is in neither.
 
     Examples
     --------

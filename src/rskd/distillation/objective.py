@@ -33,7 +33,7 @@ from rskd.errors import ParameterError
 from rskd.models.segmenter import Segmenter
 
 Seen = TypeVar("Seen", Widths, Features)
-Pairs = tuple[tuple[int, int], ...]
+_Pairs = tuple[tuple[int, int], ...]
 """Stages of student and teacher that are compared."""
 UNRAMPED = ("task", "logits")
 """The terms that count from the first step; all others rise to their weight."""
@@ -106,9 +106,9 @@ class Objective(nn.Module):
             mine, theirs = (self._pick(side, name) for side in widths)
             self.terms[name] = BASELINES[name].build(mine, theirs, own_options)
 
-    def _match_stages(self, student: Segmenter, teacher: Segmenter) -> Pairs:
+    def _match_stages(self, student: Segmenter, teacher: Segmenter) -> _Pairs:
         """Return every pair of stages that some term compares, and note which term compares which."""
-        wanted: dict[str, Pairs] = {}
+        wanted: dict[str, _Pairs] = {}
         methods = [name for name in chosen(self.options.baselines) if BASELINES[name].sees not in ("logits", "texture")]
         if self.options.fusion.weight or methods:
             depths = len(stage_widths(student)), len(stage_widths(teacher))
@@ -175,7 +175,7 @@ class Objective(nn.Module):
         return weight if name in UNRAMPED else weight * ramp
 
 
-def _fusion_pairs(options: FusionOptions, student_depth: int, teacher_depth: int) -> Pairs:
+def _fusion_pairs(options: FusionOptions, student_depth: int, teacher_depth: int) -> _Pairs:
     if not options.student_stages:
         return tuple(zip(*match_blocks(student_depth, teacher_depth, options.stages), strict=True))
     for whose, stages, depth in (

@@ -4,9 +4,7 @@ Every loss takes the student's scores s (B, N) and the teacher's importance t (B
 (stable, padding last), and returns one number per image. Top-k ListMLE is the negative log-likelihood of the teacher's
 first k choices under a Plackett-Luce model with log-worths s.
 
-References
-----------
-ListMLE: Xia et al., ICML 2008. ListNet: Cao et al., ICML 2007. RankNet, LambdaRank: Burges, MSR-TR-2010-82.
+Sources. ListMLE: Xia et al., ICML 2008. ListNet: Cao et al., ICML 2007. RankNet, LambdaRank: Burges, MSR-TR-2010-82.
 ApproxNDCG: Qin, Liu, Li, Information Retrieval 13, 2010. RankDistil: Reddi et al., AISTATS 2021 (the idea; the closed
 form here is our own).
 """
@@ -196,7 +194,7 @@ def pairwise_logistic(lists: Lists, *, pairs: str = "topk_vs_all") -> Tensor:
 
 
 def lambdarank(lists: Lists) -> Tensor:
-    """Return Σ |1/D_i − 1/D_j|·|G_i − G_j|·(−log2 σ(s_i − s_j)) over pairs t_i > t_j with i in the top, (B).
+    """Return ``Σ |1/D_i − 1/D_j|·|G_i − G_j|·(−log2 σ(s_i − s_j))`` over pairs t_i > t_j with i in the top, (B).
 
     D is the discount of the student's present places, G the teacher's importance over the ideal DCG of the top.
     """

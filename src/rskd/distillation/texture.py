@@ -4,10 +4,8 @@ The maps of student and teacher are compared sub-band by sub-band in the contour
 divided by its response to white noise, and the lowpass is left out: with it, and with mean squared errors, the
 term would be little else than plain feature matching, since the transform keeps energies up to a small factor.
 
-References
-----------
-.. [1] D. Ji et al., "Structural and statistical texture knowledge distillation for semantic segmentation",
-   CVPR 2022: the contourlet decomposition module.
+Source: D. Ji et al., "Structural and statistical texture knowledge distillation for semantic segmentation", CVPR 2022:
+the contourlet decomposition module.
 """
 
 from __future__ import annotations
