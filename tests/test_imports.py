@@ -9,6 +9,7 @@ import pytest
 LIGHT = [
     "rskd",
     "rskd.cases",
+    "rskd.clean_up",
     "rskd.cli",
     "rskd.config",
     "rskd.doctor",
@@ -21,12 +22,15 @@ LIGHT = [
     "rskd.events",
     "rskd.io",
     "rskd.jobs",
+    "rskd.measure",
     "rskd.metrics",
     "rskd.models.presets",
     "rskd.phantom",
     "rskd.run",
     "rskd.runs",
     "rskd.scan",
+    "rskd.uncertainty",
+    "rskd.voxels",
     "napari_rskd",
 ]
 HEAVY = {"torch", "timm", "torchvision", "safetensors", "napari", "qtpy", "matplotlib", "triton"}

@@ -16,6 +16,7 @@ from rskd.config_base import Fraction as Fraction
 from rskd.config_base import Weight as Weight
 from rskd.config_losses import BaselineOptions as BaselineOptions
 from rskd.config_losses import TaskLossOptions as TaskLossOptions
+from rskd.config_results import CleanUpOptions as CleanUpOptions
 
 PyramidFilter = Literal["9-7", "5-3", "burt"]
 DirectionalFilter = Literal["pkva6", "pkva8", "pkva12", "dmaxflat4"]
