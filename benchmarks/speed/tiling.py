@@ -21,6 +21,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rskd.backend_torch import TorchBackend
 from rskd.config import ModelSpec, SegmentOptions
 from rskd.events import drain
 from rskd.models.presets import fresh_spec
@@ -86,7 +87,8 @@ def bare_one_buffer(network: nn.Module, image: Tensor, overlap: float) -> Tensor
 
 def ours(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
     canvas = torch.zeros(CLASSES, *image.shape[1:])
-    tiling = Tiling.over((image.shape[1], image.shape[2]), tile=TILE, overlap=overlap)
+    shape = (image.shape[1], image.shape[2])
+    tiling = Tiling.over(shape, tile=TILE, overlap=overlap, backend=TorchBackend())
     for _ in predict_tiled(network, [(image, canvas)], tiling, batch_size=BATCH):
         pass
     return canvas

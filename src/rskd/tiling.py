@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from rskd.backend import Array, Backend, NumpyBackend
 from rskd.errors import ResourceError
 
 _SIGMA = 0.125
 """Deviation of the Gaussian as a share of the tile: its border weighs 1/3000 of its middle."""
+NUMPY = NumpyBackend()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Span:
     """First pixel; negative where the tile is longer than the axis."""
     inside: slice
     """The pixels of the axis that it covers."""
-    weights: Tensor
+    weights: Array
     """Its share in the result for each of these pixels, float32."""
 
     @property
@@ -38,7 +40,7 @@ class Span:
         return slice(self.inside.start - self.start, self.inside.stop - self.start)
 
 
-def spans(length: int, tile: int, *, overlap: float, device: torch.device | str = "cpu") -> list[Span]:
+def spans(length: int, tile: int, *, overlap: float, backend: Backend = NUMPY) -> list[Span]:
     """Lay tiles evenly over an axis, each overlapping the next by at least the wanted share.
 
     Parameters
@@ -49,8 +51,8 @@ def spans(length: int, tile: int, *, overlap: float, device: torch.device | str 
         Pixels of a tile.
     overlap
         Wanted share of a tile that it has in common with the next, 0 … 0.9.
-    device
-        Where the weights will be used.
+    backend
+        What the weights are made of.
 
     Examples
     --------
@@ -63,55 +65,54 @@ def spans(length: int, tile: int, *, overlap: float, device: torch.device | str 
     count = max(0, math.ceil((length - tile) / step)) + 1
     room = length - tile
     starts = [room // 2] if room <= 0 else [round(i * room / (count - 1)) for i in range(count)]
-    offsets = torch.arange(tile, dtype=torch.float64) - (tile - 1) / 2
-    bell = torch.exp(-0.5 * (offsets / (_SIGMA * tile)) ** 2)
+    offsets = np.arange(tile) - (tile - 1) / 2
+    bell = np.exp(-0.5 * (offsets / (_SIGMA * tile)) ** 2)
     insides = [slice(max(start, 0), min(start + tile, length)) for start in starts]
     bells = [bell[inside.start - start : inside.stop - start] for start, inside in zip(starts, insides, strict=True)]
-    total = torch.zeros(length, dtype=torch.float64)
+    total = np.zeros(length)
     for inside, part in zip(insides, bells, strict=True):
         total[inside] += part
     return [
-        Span(start, inside, (part / total[inside]).to(device, torch.float32))
+        Span(start, inside, backend.put((part / total[inside]).astype(np.float32)))
         for start, inside, part in zip(starts, insides, bells, strict=True)
     ]
 
 
-def cut(plane: Tensor, row: Span, column: Span, tile: int) -> Tensor:
+def cut(plane: Array, row: Span, column: Span, tile: int) -> Array:
     """Return the tile (C, tile, tile) of a plane (C, H, W); beyond its edges the plane is mirrored.
 
     Examples
     --------
-    >>> plane = torch.tensor([[[1, 2, 3]]])
+    >>> plane = np.array([[[1, 2, 3]]])
     >>> cut(plane, *spans(1, 5, overlap=0), *spans(3, 5, overlap=0), 5)[0, 0]
-    tensor([1, 1, 2, 3, 3])
+    array([1, 1, 2, 3, 3])
     """
-    for axis, span in ((1, row), (2, column)):
-        if span.inside.stop - span.inside.start == tile:
-            plane = plane.narrow(axis, span.start, tile)
-        else:
-            plane = plane.index_select(axis, _mirrored(span.start, tile, plane.shape[axis]).to(plane.device))
-    return plane
+    rows, columns = (
+        span.inside if span.inside.stop - span.inside.start == tile else _mirrored(span.start, tile, length)
+        for span, length in zip((row, column), plane.shape[1:], strict=True)
+    )
+    return plane[:, rows][:, :, columns]
 
 
-def _mirrored(start: int, count: int, length: int) -> Tensor:
+def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
     """Return `count` positions from `start` on, turned back at both ends of an axis, as often as needed."""
-    position = torch.arange(start, start + count) % (2 * length)
-    return torch.minimum(position, 2 * length - 1 - position)
+    position = np.arange(start, start + count) % (2 * length)
+    return np.minimum(position, 2 * length - 1 - position)
 
 
-def blend(canvas: Tensor, tile: Tensor, row: Span, column: Span) -> None:
+def blend(canvas: Array, tile: Array, row: Span, column: Span, *, backend: Backend = NUMPY) -> None:
     """Add a tile (K, tile, tile) with its weights to the map (K, H, W) of its plane, in place.
 
     Examples
     --------
-    >>> canvas = torch.zeros(1, 1, 3)
+    >>> canvas = np.zeros((1, 1, 3))
     >>> for column in spans(3, 2, overlap=0.5):
-    ...     blend(canvas, torch.ones(1, 2, 2), *spans(1, 2, overlap=0), column)
+    ...     blend(canvas, np.ones((1, 2, 2)), *spans(1, 2, overlap=0), column)
     >>> canvas
-    tensor([[[1., 1., 1.]]])
+    array([[[1., 1., 1.]]])
     """
-    weights = torch.outer(row.weights, column.weights)
-    canvas[:, row.inside, column.inside].addcmul_(tile[:, row.covered, column.covered], weights)
+    place, covered = canvas[:, row.inside, column.inside], tile[:, row.covered, column.covered]
+    backend.blend(place, covered, row.weights, column.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,11 @@ class Tiling:
     """Side of a tile in pixels."""
     grid: tuple[tuple[Span, Span], ...]
     """Row and column of every tile."""
+    backend: Backend
+    """What planes and maps are made of."""
 
     @classmethod
-    def over(cls, shape: tuple[int, int], *, tile: int, overlap: float, device: torch.device | str = "cpu") -> Tiling:
+    def over(cls, shape: tuple[int, int], *, tile: int, overlap: float, backend: Backend = NUMPY) -> Tiling:
         """Cover a plane of `shape` (H, W); parameters as for `spans`.
 
         Examples
@@ -132,17 +135,17 @@ class Tiling:
         >>> len(Tiling.over((100, 32), tile=32, overlap=0.25).grid)
         4
         """
-        rows, columns = (spans(n, tile, overlap=overlap, device=device) for n in shape)
-        return cls(tile, tuple((row, column) for row in rows for column in columns))
+        rows, columns = (spans(n, tile, overlap=overlap, backend=backend) for n in shape)
+        return cls(tile, tuple((row, column) for row in rows for column in columns), backend)
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """One tile of one plane."""
 
-    image: Tensor
+    image: Array
     """C H W: its plane."""
-    canvas: Tensor
+    canvas: Array
     """K H W: the map of its plane."""
     row: Span
     column: Span
@@ -151,8 +154,8 @@ class _Piece:
 
 
 def predict_tiled(
-    network: Callable[[Tensor], Tensor], planes: Iterable[tuple[Tensor, Tensor]], tiling: Tiling, *, batch_size: int
-) -> Iterator[tuple[int, list[Tensor]]]:
+    network: Callable[[Array], Array], planes: Iterable[tuple[Array, Array]], tiling: Tiling, *, batch_size: int
+) -> Iterator[tuple[int, list[Array]]]:
     """Run a network over the tiles of planes and blend its outputs.
 
     Parameters
@@ -160,7 +163,7 @@ def predict_tiled(
     network
         Maps images (B, C, tile, tile) to outputs (B, K, tile, tile).
     planes
-        Pairs of an image (C, H, W) and zeros (K, H, W) to blend into, in place; all on the network's device. Only the
+        Pairs of an image (C, H, W) and zeros (K, H, W) to blend into, in place; all of the tiling's backend. Only the
         planes whose tiles are in work are asked for; a batch may hold tiles of several.
     tiling
         Over the shape (H, W) that all planes share.
@@ -169,7 +172,7 @@ def predict_tiled(
 
     Yields
     ------
-    tuple of int and list of Tensor
+    tuple of int and list of arrays
         After every batch: how many tiles it had, and the maps that became complete, in order.
 
     Raises
@@ -179,10 +182,10 @@ def predict_tiled(
 
     Examples
     --------
-    >>> image, canvas = torch.rand(1, 50, 30), torch.zeros(1, 50, 30)
+    >>> image, canvas = np.random.default_rng(0).random((1, 50, 30), np.float32), np.zeros((1, 50, 30), np.float32)
     >>> tiling = Tiling.over((50, 30), tile=16, overlap=0.25)
     >>> ran = [count for count, _ in predict_tiled(lambda images: images, [(image, canvas)], tiling, batch_size=8)]
-    >>> ran, torch.allclose(image, canvas)
+    >>> ran, np.allclose(image, canvas)
     ([8, 4], True)
     """
     pieces = (
@@ -190,23 +193,23 @@ def predict_tiled(
         for image, canvas in planes
         for number, (row, column) in enumerate(tiling.grid, 1)
     )
-    room: Tensor | None = None  # one buffer for all batches: fresh memory for each would cost more than the blending
+    room: Array = None  # one buffer for all batches: fresh memory for each would cost more than the blending
     while batch := list(islice(pieces, batch_size)):
         if room is None:
-            room = batch[0].image.new_empty(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
-        for piece, output in zip(batch, _run(network, batch, room[: len(batch)]), strict=True):
-            blend(piece.canvas, output, piece.row, piece.column)
+            room = tiling.backend.zeros(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
+        for piece, output in zip(batch, _run(network, batch, room[: len(batch)], tiling.backend), strict=True):
+            blend(piece.canvas, output, piece.row, piece.column, backend=tiling.backend)
         yield len(batch), [piece.canvas for piece in batch if piece.last]
 
 
-def _run(network: Callable[[Tensor], Tensor], batch: list[_Piece], images: Tensor) -> Tensor:
+def _run(network: Callable[[Array], Array], batch: list[_Piece], images: Array, backend: Backend) -> Array:
     """Cut the pieces into `images` (B, C, tile, tile) and return what the network makes of them."""
     try:
-        with torch.inference_mode():
+        with backend.running():
             for piece, image in zip(batch, images, strict=True):
-                image.copy_(cut(piece.image, piece.row, piece.column, images.shape[-1]))
+                image[...] = cut(piece.image, piece.row, piece.column, images.shape[-1])
             return network(images)
-    except torch.OutOfMemoryError as error:
+    except backend.out_of_memory as error:
         height, width = images.shape[-2:]
         raise ResourceError(
             f"{len(batch)} tiles of {height} x {width} pixels do not fit into the memory of the device: "

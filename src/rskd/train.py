@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rskd.backend_torch import TorchBackend
 from rskd.cases import Case, find_cases, split_cases
 from rskd.compute import choose_device, use_threads
 from rskd.config import DistillOptions, ModelSpec, SegmentOptions
@@ -304,7 +305,9 @@ class Trainer:
         student = self.objective.student.eval()
         height, width = image.shape[1:]
         canvas = torch.zeros(len(student.spec.classes), height, width, device=self.device)
-        tiling = Tiling.over((height, width), tile=student.spec.image_size, overlap=SEGMENT.overlap, device=self.device)
+        tiling = Tiling.over(
+            (height, width), tile=student.spec.image_size, overlap=SEGMENT.overlap, backend=TorchBackend(self.device)
+        )
         for _ in predict_tiled(student, [(image.to(self.device), canvas)], tiling, batch_size=SEGMENT.batch_size):
             pass
         student.train()
