@@ -15,7 +15,16 @@ from pathlib import Path
 
 from rich.progress import Progress as Bar
 
-from rskd.config import BACKGROUND, ClassInfo, DataOptions, DistillOptions, ModelSpec, SegmentOptions, TrainOptions
+from rskd.config import (
+    BACKGROUND,
+    CaseOptions,
+    ClassInfo,
+    DataOptions,
+    DistillOptions,
+    ModelSpec,
+    TileOptions,
+    TrainOptions,
+)
 from rskd.evaluate import evaluate
 from rskd.events import Epoch, Message, Step, Task
 from rskd.jobs import DistillJob, EvaluateJob, Outcome, ResumeJob, TrainJob
@@ -103,10 +112,10 @@ def ship(best: Path, target: Path, drive: Path, name: str) -> None:
     model, card = weights.load(best), weights.inspect(best).card
     model.spec = model.spec.model_copy(update=DESCRIPTION | {"name": name})
     weights.save(target, model, card=card, half=True)
-    test = DataOptions(
+    test = CaseOptions(
         images=drive / "test" / "images", masks=drive / "test" / "1st_manual", regions=drive / "test" / "mask"
     )
-    result = show(evaluate(EvaluateJob(model=target, data=test, options=SegmentOptions(overlap=0.5))))
+    result = show(evaluate(EvaluateJob(model=target, data=test, options=TileOptions(overlap=0.5))))
     weights.save(target, model, card=card | facts(result.value), half=True)
     print(f"{target.name}: test Dice inside the field of view {result.value['dice']['vessel']:.4f}")
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.config import DataOptions, ModelSpec
+from rskd.config import CaseOptions, DataOptions, ModelSpec
 from rskd.errors import DataError, ParameterError
 from rskd.io import SUFFIXES, read_labels, read_scan
 from rskd.io.slices import Slices
@@ -46,9 +46,14 @@ def case_id(case: Case) -> str:
     ...     case_id(Case("Jane Doe", path)).isalnum()
     True
     """
-    digest = Scan(np.empty((1, 1)), "yx", source=case.image).digest
+    return content_hash(case.image)[:12]
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the files in a folder, in hexadecimal."""
+    digest = Scan(np.empty((1, 1)), "yx", source=path).digest
     assert digest is not None  # noqa: S101 - it has a source
-    return digest[:12]
+    return digest
 
 
 class CaseArrays(NamedTuple):
@@ -62,7 +67,7 @@ class CaseArrays(NamedTuple):
     """S H W, true where pixels count."""
 
 
-def find_cases(options: DataOptions) -> list[Case]:
+def find_cases(options: CaseOptions) -> list[Case]:
     """Pair images with masks and regions: by the same name, else by the same number.
 
     The number of a file is what differs between the numbers in its folder's names: 21 in ``21_manual1.gif`` where
@@ -89,7 +94,8 @@ def find_cases(options: DataOptions) -> list[Case]:
     twins = [name for name, count in Counter(map(_stem, images)).items() if count > 1]
     if twins:
         raise DataError(f"{len(twins)} images share a name but for its ending, the first is {twins[0]}: rename one.")
-    masks = _partners(images, siblings, options.masks, "mask", optional=options.unlabelled)
+    optional = isinstance(options, DataOptions) and options.unlabelled
+    masks = _partners(images, siblings, options.masks, "mask", optional=optional)
     regions = _partners(images, siblings, options.regions, "region")
     return [Case(_stem(path), path, masks.get(path), regions.get(path)) for path in images]
 
@@ -155,7 +161,11 @@ def read_case(case: Case, spec: ModelSpec) -> CaseArrays:
     FileError
         If a file cannot be read.
     """
-    scan = read_scan(case.image)
+    return read_partners(case, read_scan(case.image), spec)
+
+
+def read_partners(case: Case, scan: Scan, spec: ModelSpec) -> CaseArrays:
+    """Return the planes of a case whose image was already read as `scan`; see `read_case`."""
     try:
         image = np.stack(list(Slices(scan, spec)))  # S C H W
     except ParameterError as error:

@@ -46,6 +46,7 @@ _TITLES = {
     "data": "Data",
     "training": "Training",
     "distillation": "Distillation",
+    "scores": "Scores",
     "options": "Options",
     "compute": "Computer",
 }

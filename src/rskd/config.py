@@ -120,7 +120,7 @@ class ComputeOptions(Config):
     """CPU threads; None = one less than there are cores (at least one), which keeps the window responsive."""
 
 
-class SegmentOptions(Config):
+class TileOptions(Config):
     """How an image is cut into tiles and put together again."""
 
     tile: Annotated[int | None, Field(ge=16, le=8192)] = None
@@ -129,8 +129,23 @@ class SegmentOptions(Config):
     """Share of a tile that it has in common with its neighbour."""
     batch_size: Annotated[int, Field(ge=1, le=256)] = 4
     """Tiles run together."""
+
+
+class SegmentOptions(TileOptions):
+    """How an image is segmented."""
+
     probabilities: bool = False
     """Return the probability of every class as well."""
+
+
+class ScoreOptions(Config):
+    """How a segmentation is compared with a mask, beside Dice and intersection over union."""
+
+    surface: bool = False
+    """Measure borders as well: 95th percentile of the Hausdorff distance, and surface Dice; takes longer."""
+    tolerance: Annotated[float, Field(ge=0)] = 1.0
+    """Largest distance at which two borders count as the same for surface Dice, in the unit of the image's spacing;
+    in voxels where that is unknown."""
 
 
 class ContourletOptions(Config):
@@ -162,8 +177,8 @@ class RankOptions(Config):
 # -------------------------------------------------------------------------------------------------------- training
 
 
-class DataOptions(Config):
-    """Which images and masks are trained on."""
+class CaseOptions(Config):
+    """Which images, and what belongs to them."""
 
     images: Path
     """Folder with the images (or one image file)."""
@@ -171,6 +186,11 @@ class DataOptions(Config):
     """Folder with the masks; a mask belongs to the image of the same name or the same number."""
     regions: Path | None = None
     """Folder with regions of interest (non-zero = counts); paired like the masks."""
+
+
+class DataOptions(CaseOptions):
+    """Which images and masks are trained on."""
+
     unlabelled: bool = False
     """Images without a mask in the folder of masks count as unlabelled, instead of being refused."""
     validation: tuple[str, ...] = ()

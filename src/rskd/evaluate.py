@@ -12,22 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.cases import Case, case_id, find_cases, read_case
+from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners
 from rskd.compute import choose_device, use_threads
-from rskd.config import SegmentOptions
+from rskd.config import ModelSpec, ScoreOptions, SegmentOptions, TileOptions
 from rskd.errors import DataError
 from rskd.events import Progress, Task
+from rskd.io import read_scan
 from rskd.io.files import replacing
 from rskd.jobs import EvaluateJob, Outcome
-from rskd.metrics import confusion_matrix, dice, iou
+from rskd.metrics import VoxelSize, confusion_matrix, dice, iou, surface_scores
 from rskd.models import weights
 from rskd.models.segmenter import Segmenter
 from rskd.scan import Scan
 from rskd.segment import segment
 
+Row = dict[str, Any]
+"""Scores of one case, ready for JSON: by measure, then by class."""
+
 
 def evaluate(job: EvaluateJob) -> Task[Outcome]:
-    """Segment every image of a data set and measure Dice and IoU per case and class.
+    """Segment every image of a data set and measure the result per case and class.
 
     Parameters
     ----------
@@ -42,10 +46,7 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     Returns
     -------
     Outcome
-        `value` is ``{"classes": [name …], "cases": [{"case", "dice": {name: score}, "iou": {name: score}} …],
-        "dice": {name: mean over cases}, "iou": {name: mean over cases}}``. The background is left out; a class that is
-        neither in the mask nor in the segmentation of a case has no score there (``None``) and does not count. A case
-        is called by `rskd.cases.case_id`.
+        `value` is the `table` of all cases; a case is called by `rskd.cases.case_id`.
 
     Raises
     ------
@@ -59,46 +60,152 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     use_threads(job.compute)
     model = weights.load(job.model).to(choose_device(job.compute))
     cases = find_cases(job.data)
-    names = [info.name for info in model.spec.classes]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for done, case in enumerate(cases):
-        confusion = yield from _compare(model, case, job.options, Progress(done, len(cases), "images"))
-        rows.append(
-            {"case": case_id(case), "dice": _named(names, dice(confusion)), "iou": _named(names, iou(confusion))}
-        )
+        rows.append((yield from _measure(model, case, job, Progress(done, len(cases), "images"))))
         yield Progress(done + 1, len(cases), "images")
-    value = {"classes": names[1:], "cases": rows, "dice": _mean(rows, "dice"), "iou": _mean(rows, "iou")}
+    value = table(rows, class_names(model.spec), job.scores)
     if job.output is not None:
         _write_table(job.output, value)
     return Outcome(value)
 
 
-def _compare(model: Segmenter, case: Case, options: SegmentOptions, progress: Progress) -> Task[NDArray[np.int64]]:
-    """Return the confusion matrix of a case over all of its planes; yields `progress` wherever it may be closed."""
-    arrays = read_case(case, model.spec)
+def _measure(model: Segmenter, case: Case, job: EvaluateJob, progress: Progress) -> Task[Row]:
+    """Return the scores of a case over all of its planes; yields `progress` wherever it may be closed."""
+    scan = read_scan(case.image)
+    arrays = read_partners(case, scan, model.spec)
     if arrays.mask is None:
         raise DataError(f"{case.name} has no mask to compare with: add one.")
-    task = segment(model, Scan(arrays.image, "zcyx"), options.model_copy(update={"probabilities": False}))
+    options = SegmentOptions.model_validate(job.options.model_dump(include=set(TileOptions.model_fields)))
+    labels = yield from _labels(model, arrays, options, progress)
+    return {"case": case_id(case), **compare(labels, arrays, scan, class_names(model.spec), job.scores)}
+
+
+def _labels(
+    model: Segmenter, arrays: CaseArrays, options: SegmentOptions, progress: Progress
+) -> Task[NDArray[np.integer]]:
+    task = segment(model, Scan(arrays.image, "zcyx"), options)
     while True:
         try:
             next(task)
         except StopIteration as end:
-            labels = end.value.labels.data
-            return confusion_matrix(labels, arrays.mask, len(model.spec.classes), region=arrays.region)
+            labels: NDArray[np.integer] = end.value.labels.data
+            return labels
         yield progress
 
 
+def class_names(spec: ModelSpec) -> list[str]:
+    """Return the names of all classes but the background."""
+    return [info.name for info in spec.classes[1:]]
+
+
+def compare(
+    labels: NDArray[np.integer], arrays: CaseArrays, scan: Scan, names: Sequence[str], options: ScoreOptions
+) -> Row:
+    """Measure the segmentation of one case.
+
+    Parameters
+    ----------
+    labels
+        Class indices, S H W.
+    arrays
+        The case, with its mask.
+    scan
+        Its image, for the size of a voxel and for which planes make up a volume.
+    names
+        Classes without the background.
+    options
+        What is measured.
+
+    Returns
+    -------
+    dict
+        ``{"dice": {name: score}, "iou": {name: score}}``, ready for JSON, with `None` for a class that is neither in
+        the mask nor in the segmentation. With `options.surface` also "hd95", which is `None` for a class that is in one
+        of both alone as well, "surface_dice", and their "unit". A series in time is measured volume by volume; its
+        measures of borders are means over these.
+    """
+    assert arrays.mask is not None  # noqa: S101 - callers have looked
+    classes = len(names) + 1
+    confusion = confusion_matrix(labels, arrays.mask, classes, region=arrays.region)
+    row: Row = {"dice": _named(names, dice(confusion)[1:]), "iou": _named(names, iou(confusion)[1:])}
+    if not options.surface:
+        return row
+    size = VoxelSize.of(scan)
+    region = np.ones(arrays.mask.shape, bool) if arrays.region is None else arrays.region
+    volumes = zip(*(_volumes(planes, scan) for planes in (labels, arrays.mask, region)), strict=True)
+    scores = [
+        surface_scores(found, true, classes, spacing=size.spacing, tolerance=options.tolerance, region=counts)
+        for found, true, counts in volumes
+    ]
+    row["hd95"] = _named(names, _mean_over_time([score.hd95 for score in scores]))
+    row["surface_dice"] = _named(names, _mean_over_time([score.surface_dice for score in scores]))
+    row["unit"] = size.unit
+    return row
+
+
+def _volumes(planes: NDArray[Any], scan: Scan) -> NDArray[Any]:
+    """Return planes (S, H, W) as the images or volumes of all time points, T [Z] H W."""
+    stack = [axis for axis in scan.axes if axis not in "cyx"]
+    sizes = [scan.data.shape[scan.axes.index(axis)] for axis in stack]
+    stacked = planes.reshape(*sizes, *planes.shape[1:])
+    return np.moveaxis(stacked, stack.index("t"), 0) if "t" in stack else stacked[None]
+
+
+def _mean_over_time(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the mean of every class over the time points at which it has a value."""
+    values = np.stack(scores)
+    there = ~np.isnan(values)
+    total = np.where(there, values, 0).sum(0)
+    mean: NDArray[np.float64] = np.divide(total, there.sum(0), out=np.full(len(total), np.nan), where=there.any(0))
+    return mean
+
+
+def table(rows: Sequence[Row], names: Sequence[str], options: ScoreOptions) -> dict[str, Any]:
+    """Return the scores of all cases with their means.
+
+    Parameters
+    ----------
+    rows
+        From `compare`, each with the name of its "case".
+    names
+        Classes without the background.
+    options
+        What was measured.
+
+    Returns
+    -------
+    dict
+        ``{"classes": names, "cases": rows, "dice": {name: mean over cases}, "iou": {name: mean over cases}}``. A case
+        without a score does not count. With `options.surface` also the means "hd95" and "surface_dice", which are
+        `None` where units differ between cases, the "unit" and the "tolerance", and for every class the number of
+        cases, "missed", whose distance is infinite because the class is in the mask or in the segmentation alone.
+    """
+    value: dict[str, Any] = {"classes": list(names), "cases": list(rows)}
+    value |= {measure: _mean(rows, measure, names) for measure in ("dice", "iou")}
+    if options.surface:
+        units = {row["unit"] for row in rows}
+        for measure in ("hd95", "surface_dice"):
+            value[measure] = _mean(rows, measure, names) if len(units) == 1 else dict.fromkeys(names)
+        value["unit"] = units.pop() if len(units) == 1 else None
+        value["tolerance"] = options.tolerance
+        value["missed"] = {name: sum(_is_missed(row, name) for row in rows) for name in names}
+    return value
+
+
+def _is_missed(row: Row, name: str) -> bool:
+    return row["hd95"][name] is None and row["dice"][name] is not None
+
+
 def _named(names: Sequence[str], scores: NDArray[np.float64]) -> dict[str, float | None]:
-    """Return the scores of all classes but the background, ready for JSON."""
-    return {
-        name: None if math.isnan(score) else float(score) for name, score in zip(names[1:], scores[1:], strict=True)
-    }
+    """Return scores by the name of their class, ready for JSON."""
+    return {name: float(score) if math.isfinite(score) else None for name, score in zip(names, scores, strict=True)}
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, float | None]:
+def _mean(rows: Sequence[Row], measure: str, names: Sequence[str]) -> dict[str, float | None]:
     """Return the mean of a measure over the cases that have it, per class."""
     means: dict[str, float | None] = {}
-    for name in rows[0][measure]:
+    for name in names:
         scores = [row[measure][name] for row in rows if row[measure][name] is not None]
         means[name] = sum(scores) / len(scores) if scores else None
     return means
@@ -106,12 +213,15 @@ def _mean(rows: Sequence[Mapping[str, Any]], measure: str) -> dict[str, float | 
 
 def _write_table(path: Path, value: Mapping[str, Any]) -> None:
     """Write a row per case and class, then the means."""
+    measures = [measure for measure in ("dice", "iou", "hd95", "surface_dice") if measure in value]
+    unit = ["unit"] if "unit" in value else []
     text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["case", "class", "dice", "iou"])
-    for row in [*value["cases"], {"case": "mean", "dice": value["dice"], "iou": value["iou"]}]:
+    sheet = csv.writer(text, lineterminator="\n")
+    sheet.writerow(["case", "class", *measures, *unit])
+    for row in [*value["cases"], {**value, "case": "mean"}]:
         for name in value["classes"]:
-            scores = (row["dice"][name], row["iou"][name])
-            table.writerow([row["case"], name, *("" if score is None else f"{score:.6f}" for score in scores)])
+            scores = [row[measure][name] for measure in measures]
+            numbers = ["" if score is None else f"{score:.6f}" for score in scores]
+            sheet.writerow([row["case"], name, *numbers, *(row[column] for column in unit)])
     with replacing(path) as partial:
         partial.write_text(text.getvalue(), encoding="utf-8")

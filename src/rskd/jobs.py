@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from rskd.config import (
+    CaseOptions,
     ComputeOptions,
     Config,
     ContourletOptions,
     DataOptions,
     DistillOptions,
     RankOptions,
+    ScoreOptions,
     SegmentOptions,
+    TileOptions,
     TrainOptions,
 )
 
@@ -90,16 +93,18 @@ class ContourletJob(Config):
 
 
 class EvaluateJob(Config):
-    """Compare segmentations with masks: Dice and IoU per case and class."""
+    """Compare segmentations with masks, per case and class: Dice, IoU, and distances of borders on request."""
 
     kind: Literal["evaluate"] = "evaluate"
     model: Path
     """Weight file of the network, or the name of a bundled one."""
-    data: DataOptions
+    data: CaseOptions
     """Images, masks and regions."""
     output: Path | None = None
     """CSV file for the table."""
-    options: SegmentOptions = SegmentOptions()
+    scores: ScoreOptions = ScoreOptions()
+    """What is measured."""
+    options: TileOptions = TileOptions()
     """Tiles."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
