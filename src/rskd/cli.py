@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -208,7 +208,13 @@ def _perform(job: Job, *, debug: bool) -> None:
 
         with _Screen() as screen, _interrupts(job.kind in STOPPABLE, screen.say) as stop_asked:
             outcome = _drive(run(job), screen.show, stop_asked)
-        _report(job, outcome)
+        if _speaks():
+            _report(job, outcome)
+
+
+def _speaks() -> bool:
+    """Return whether this process is the one that prints: under torchrun there are several."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
 def _drive(task: Task[Outcome], show: Callable[[Event], None], stop_asked: Callable[[], bool]) -> Outcome:
@@ -227,20 +233,22 @@ def _drive(task: Task[Outcome], show: Callable[[Event], None], stop_asked: Calla
 
 @contextmanager
 def _interrupts(stoppable: bool, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C ask for a clean stop where that keeps something; the next one aborts."""
-    asked: list[float] = []
+    """Let the first Ctrl-C or SIGTERM ask for a clean stop where that keeps something; the next one aborts."""
+    asked: list[int] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if not stoppable or asked:
             raise KeyboardInterrupt
-        asked.append(time.monotonic())
-        say("Stopping after this step and keeping the best; press Ctrl-C again to abort.")
+        asked.append(number)
+        again = "; press Ctrl-C again to abort" if number == signal.SIGINT else ", because the system asks for it"
+        say(f"Stopping after this step and keeping the best{again}.")
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -277,7 +285,7 @@ class _Screen:
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=not _speaks())
         self._bars = Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bars.add_task("Starting", total=None)
 

@@ -26,8 +26,11 @@ def choose_device(options: ComputeOptions) -> torch.device:
     return torch.device(options.device)
 
 
-def use_threads(options: ComputeOptions) -> int:
-    """Set the number of CPU threads for torch, and return it; by default one core is left to the window."""
-    threads = options.threads or max(1, (os.cpu_count() or 1) - 1)
+def use_threads(options: ComputeOptions, *, processes: int = 1) -> int:
+    """Set the number of CPU threads for torch, and return it.
+
+    By default one core is left to the window, and `processes` on this computer share the others.
+    """
+    threads = options.threads or max(1, ((os.cpu_count() or 1) - 1) // processes)
     torch.set_num_threads(threads)
     return threads

@@ -117,7 +117,8 @@ class ComputeOptions(Config):
     device: Device = "auto"
     """auto = the GPU where there is one, else the CPU."""
     threads: Annotated[int | None, Field(ge=1, le=256)] = None
-    """CPU threads; None = one less than there are cores (at least one), which keeps the window responsive."""
+    """CPU threads of a process; None = one less than there are cores, shared by the processes of a run (at least one):
+    the window stays responsive."""
 
 
 class TileOptions(Config):
@@ -193,6 +194,8 @@ class DataOptions(CaseOptions):
 
     unlabelled: bool = False
     """Images without a mask in the folder of masks count as unlabelled, instead of being refused."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read or do not fit, with a warning; otherwise the first one ends the run."""
     validation: tuple[str, ...] = ()
     """Names of the images kept for validation; empty = `validation_share` of them, drawn by the seed."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -207,7 +210,9 @@ class TrainOptions(Config):
     steps_per_epoch: Annotated[int, Field(ge=1, le=100_000)] = 50
     """Optimiser steps in a round."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Patches per step."""
+    """Patches per step, over all processes together."""
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Parts in which the batch is worked through, one after the other: less memory, the same step."""
     patch: Annotated[int | None, Field(ge=16, le=4096)] = None
     """Side of a training patch in pixels; None = the model's image size."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
@@ -218,6 +223,15 @@ class TrainOptions(Config):
     """Share of the steps over which the learning rate rises."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    """Numbers that the networks compute with; mixed = the weights stay in 32 bits. Pays on a GPU."""
+    compile: bool = False
+    """Let torch compile the student first: minutes at the start, faster steps where the hardware gains from it."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the running mean of the student's weights, which is then what is validated and kept: 0.99 = over about
+    the last 100 steps; 0 = no mean."""
+    patience: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    """Rounds without a better validation after which the run ends; None = it never ends early."""
     augment: bool = True
     """Flip, rotate, scale and change the intensity of the patches at random."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -269,6 +283,9 @@ class TextureOptions(Config):
     """Shift-invariant transform."""
     lowpass: bool = False
     """Compare the lowpass as well; with it the term is little else than plain feature matching."""
+    per_image: bool = False
+    """Standardise the teacher's map of every image by itself, not over the batch: a batch in parts, or on several
+    processes, then counts exactly as a whole one."""
     pyramid: PyramidFilter = "9-7"
     """Filter of the Laplacian pyramid."""
     directional: DirectionalFilter = "pkva12"

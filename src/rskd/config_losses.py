@@ -25,6 +25,10 @@ class TaskLossOptions(Config):
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Weight of every class in the term on pixels, background first; empty = all alike."""
 
+    per_image: bool = False
+    """Compute the loss of every image by itself and take the mean: a batch in parts, or on several processes, then
+    counts exactly as a whole one. Otherwise regions are those of the batch, which is steadier for small structures."""
+
     @field_validator("class_weights")
     @classmethod
     def _some_weight(cls, weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -42,6 +42,19 @@ class Batch:
     """B C H W."""
     targets: Tensor
     """B H W, class index or `IGNORE`."""
+    cases: tuple[str, ...]
+    """B names: where each patch comes from."""
+
+    def part(self, patches: slice) -> Batch:
+        """Return some of the patches.
+
+        Examples
+        --------
+        >>> batch = Batch(torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), ("a", "b", "c", "d"))
+        >>> batch.part(slice(1, 3)).cases
+        ('b', 'c')
+        """
+        return Batch(self.images[patches], self.targets[patches], self.cases[patches])
 
 
 def load_slices(case: Case, spec: ModelSpec) -> list[Slice]:
@@ -100,15 +113,16 @@ class PatchSampler:
         """Return the batch of a step (counted from 0)."""
         rng = np.random.default_rng((self._seed, step))
         patches = [self._draw(rng) for _ in range(self._batch_size)]
-        return Batch(torch.stack([p[0] for p in patches]), torch.stack([p[1] for p in patches]))
+        images, targets, cases = zip(*patches, strict=True)
+        return Batch(torch.stack(images), torch.stack(targets), cases)
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         index = int(rng.integers(len(self._slices)))
         plane = self._slices[index]
         centre = self._centre(rng, plane, self._foreground[index])
         turn = _random_turn(rng) if self._augment else torch.eye(2)
         image, target = cut(plane, centre, turn, self._patch)
-        return (_recolour(image, rng) if self._augment else image), target
+        return (_recolour(image, rng) if self._augment else image), target, plane.case
 
     def _centre(self, rng: np.random.Generator, plane: Slice, foreground: Tensor) -> tuple[float, float]:
         height, width = plane.target.shape

@@ -4,6 +4,17 @@ Every message is one sentence that names what, where, the limit and the way out.
 derives from `RuntimeError`, which Qt worker threads swallow.
 """
 
+import errno
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "failed to allocate",
+    "alloc_failed",
+)
+
 
 class RskdError(Exception):
     """A problem that the message explains well enough to be shown as it is."""
@@ -31,3 +42,19 @@ class ResourceError(RskdError):
 
 class EngineError(RskdError):
     """The process that does the work ended or failed without explaining itself."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` says, in whatever way, that the memory did not suffice.
+
+    Examples
+    --------
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory")), is_out_of_memory(OSError("No such file"))
+    (True, False)
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__):  # torch's, without importing torch
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)

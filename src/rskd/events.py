@@ -73,11 +73,23 @@ class Epoch:
     seconds: float = 0.0
 
 
-Event = Message | Progress | Step | Epoch
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """How good a network is on the validation images before the first step: what the student sets out from or for."""
+
+    kind: ClassVar[str] = "reference"
+    name: str
+    """"teacher" or "student"."""
+    dice: float
+    """Mean over cases and foreground classes (0 … 1)."""
+    dice_per_class: Mapping[str, float] = field(default_factory=dict)
+
+
+Event = Message | Progress | Step | Epoch | Reference
 Task = Generator[Event, Command | None, T]
 """Long work that returns a `T`."""
 
-_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (Message, Progress, Step, Epoch)}
+_KINDS: dict[str, type[Event]] = {cls.kind: cls for cls in (Message, Progress, Step, Epoch, Reference)}
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
 from rskd.errors import FileError, ParameterError
 from rskd.events import Event, Step, from_json, to_json
-from rskd.io.files import replacing
+from rskd.io.files import PARTIAL, write_atomically
 from rskd.jobs import JOB, DistillJob, TrainJob
 
 _BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
@@ -52,11 +52,12 @@ class RunFolder:
         path = job.run
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(entry.name not in _BEFORE_THE_FIRST_CHECKPOINT for entry in path.iterdir()):
+            if any(not _replaceable(entry.name) for entry in path.iterdir()):
                 raise ParameterError(f"{path} is not empty: choose a new folder, or go on with `rskd resume {path}`.")
         except OSError as error:
             raise FileError(f"The run folder {path} cannot be made: {error}.") from error
-        write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
+        with _locked(path):
+            write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
         return cls(path)
 
     @property
@@ -78,8 +79,7 @@ class RunFolder:
         """One event per line, as JSON."""
         return self.path / "events.jsonl"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep every other process out of this run; the system opens the lock when this process ends, however it ends.
 
         Raises
@@ -87,21 +87,21 @@ class RunFolder:
         ParameterError
             If another process has the run.
         """
-        with (self.path / "lock").open("ab") as file:
-            try:
-                _lock(file)
-            except OSError as error:
-                raise ParameterError(
-                    f"The run {self.path} is being worked on by another process: wait for it, or stop it first."
-                ) from error
-            yield
+        return _locked(self.path)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written, and the events of a run that never came to a checkpoint."""
+        for leftover in self.path.glob(PARTIAL):
+            leftover.unlink(missing_ok=True)
+        if not self.checkpoint.exists():
+            self.log.unlink(missing_ok=True)
 
     def job(self) -> TrainJob | DistillJob:
         """Return what was asked for, with the folder where it lies now."""
         job = JOB.validate_json(self._job_file.read_bytes())
         if not isinstance(job, TrainJob | DistillJob):
             raise FileError(f"{self._job_file} describes a {job.kind}, not a training.")
-        return job.model_copy(update={"run": self.path})
+        return _moved(job, self.path)
 
     def append(self, event: Event) -> None:
         """Add an event to the log."""
@@ -127,6 +127,30 @@ class RunFolder:
         write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in kept).encode())
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("ab") as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            raise ParameterError(
+                f"The run {folder} is being worked on by another process: wait for it, or stop it first."
+            ) from error
+        yield
+
+
+def _replaceable(name: str) -> bool:
+    return name in _BEFORE_THE_FIRST_CHECKPOINT or fnmatch(name, PARTIAL)
+
+
+def _moved(job: TrainJob | DistillJob, folder: Path) -> TrainJob | DistillJob:
+    """Return the job of a run that lies in `folder` now, with what it named inside of its old folder."""
+    paths = {name: getattr(job.data, name) for name in ("images", "masks", "regions")}
+    inside = {name: path for name, path in paths.items() if path is not None and path.is_relative_to(job.run)}
+    data = {name: folder / path.relative_to(job.run) for name, path in inside.items()}
+    return job.model_copy(update={"run": folder, "data": job.data.model_copy(update=data)})
+
+
 def _lock(file: IO[bytes]) -> None:
     """Lock an open file for this process, until it is closed; OSError if another one has it."""
     if sys.platform == "win32":
@@ -144,11 +168,3 @@ def _later(event: Event, step: int, epoch: int) -> bool:
     if isinstance(event, Step):
         return event.step > step
     return getattr(event, "epoch", 0) > epoch
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

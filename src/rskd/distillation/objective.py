@@ -160,9 +160,12 @@ class Objective(nn.Module):
         """Return the weighted sum of `losses`; `ramp` (0 … 1) scales the feature terms and the baselines."""
         if not losses:
             raise ParameterError("There is nothing to learn: every term has the weight 0; give one a weight above 0.")
-        if self.calibration is not None and torch.is_grad_enabled():
-            self.calibration.see(losses, list(self.student.parameters()))
         return torch.stack([self.weight(name, ramp=ramp) * loss for name, loss in losses.items()]).sum()
+
+    def calibrate(self, losses: Mapping[str, Tensor]) -> None:
+        """Count a step; at the one that is fixed for it, set the weights by the gradients of `losses`."""
+        if self.calibration is not None:
+            self.calibration.see(losses, list(self.student.parameters()))
 
     def weight(self, name: str, *, ramp: float = 1.0) -> float:
         """Return the weight of the term `name`."""

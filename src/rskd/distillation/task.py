@@ -34,7 +34,7 @@ def task_loss(logits: Tensor, target: Tensor, options: TaskLossOptions = DEFAULT
     Returns
     -------
     Tensor
-        Scalar; 0 where no pixel is labelled.
+        Scalar; 0 where no pixel is labelled. With ``per_image`` the mean over all images, 0 for one without labels.
 
     Raises
     ------
@@ -47,6 +47,10 @@ def task_loss(logits: Tensor, target: Tensor, options: TaskLossOptions = DEFAULT
     >>> round(task_loss(logits, torch.tensor([[[0]]])).item(), 6)
     0.0
     """
+    if options.per_image:
+        whole = options.model_copy(update={"per_image": False})
+        images = zip(logits.split(1), target.split(1), strict=True)
+        return torch.stack([task_loss(*image, whole) for image in images]).mean()
     _check_classes(options, logits.shape[1])
     if not (target >= 0).any():
         return logits.sum() * 0

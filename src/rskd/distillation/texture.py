@@ -166,7 +166,8 @@ class TextureTerm(nn.Module):
     """CDM with the projector that brings the student's map to the teacher's channels.
 
     The projector is a 1×1 convolution without bias, which commutes with the transform. The teacher's side learns
-    nothing: its map is standardised per channel with the statistics of the batch. Everything runs in float32.
+    nothing: its map is standardised per channel with the statistics of the batch, or of every image by itself.
+    Everything runs in float32.
 
     Parameters
     ----------
@@ -197,7 +198,7 @@ class TextureTerm(nn.Module):
             projected = F.conv2d(student, self.projector.weight.float())
             return texture_loss(
                 projected,
-                standardise(teacher),
+                torch.cat([standardise(group) for group in teacher.split(1 if options.per_image else len(teacher))]),
                 levels=options.levels,
                 loss=options.loss,
                 nonsubsampled=options.nonsubsampled,

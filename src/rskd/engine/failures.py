@@ -6,7 +6,7 @@ import errno
 
 from pydantic import ValidationError
 
-from rskd.errors import EngineError, FileError, ParameterError, ResourceError, RskdError
+from rskd.errors import EngineError, FileError, ParameterError, ResourceError, RskdError, is_out_of_memory
 
 _DOING = {
     "inspect": "reading the weights",
@@ -25,14 +25,6 @@ _LESS = {
     "distill": "a smaller batch size or smaller patches",
     "contourlet": "a smaller image or fewer levels",
 }
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "failed to allocate",
-    "alloc_failed",
-)
 _GPU = ("cuda", "cublas", "cudnn", "mps", "hip")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
@@ -55,7 +47,7 @@ def explain(error: Exception, *, kind: str = "") -> RskdError:
     if isinstance(error, RskdError):
         return error
     doing = _DOING.get(kind, "working")
-    if _is_memory(error):
+    if is_out_of_memory(error):
         return _memory(error, doing, _LESS.get(kind, "a smaller image"))
     if isinstance(error, ValidationError):
         return ParameterError(_invalid(error))
@@ -69,15 +61,6 @@ def explain(error: Exception, *, kind: str = "") -> RskdError:
             f"A library that {doing} needs cannot be loaded ({_first_line(error)}): reinstall napari-rskd."
         )
     return EngineError(f"{type(error).__name__} while {doing}: {_first_line(error)}")
-
-
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    if any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__):  # torch's, without importing torch
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
 
 
 def _memory(error: Exception, doing: str, less: str) -> ResourceError:

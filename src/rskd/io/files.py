@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rskd.errors import FileError
+
+PARTIAL = ".*.partial.*"
+"""Pattern of the names of files that are being written; a killed process leaves them behind."""
+ATTEMPTS = 20
+"""How often a file is tried to be replaced on Windows while another program has it open."""
+PAUSE = 0.05
+"""Seconds between two attempts."""
 
 
 @contextmanager
@@ -46,8 +54,8 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         if partial.is_dir() and path.is_dir():
-            os.replace(path, aside)
-        os.replace(partial, path)
+            _replace(path, aside)
+        _replace(partial, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise FileError(f"{path.name} cannot be written into {path.parent}: {reason}.") from error
@@ -57,3 +65,36 @@ def replacing(path: Path) -> Iterator[Path]:
                 shutil.rmtree(leftover, ignore_errors=True)
             with suppress(OSError):
                 leftover.unlink()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+    Parameters
+    ----------
+    path
+        File to create or replace.
+    content
+        All of it; it is on the disk when this returns.
+
+    Raises
+    ------
+    FileError
+        As `replacing`.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Move a file or folder; on Windows, wait for whoever reads or scans the target at this moment."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == ATTEMPTS:
+                raise
+            time.sleep(PAUSE)

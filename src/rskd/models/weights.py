@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
-from rskd.io.files import replacing
+from rskd.io.files import write_atomically
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
@@ -56,8 +56,7 @@ def save(path: Path, model: Segmenter, *, card: Mapping[str, str], half: bool = 
     """
     tensors = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
     metadata = {KEY: json.dumps({"spec": model.spec.model_dump_json(), "card": dict(card)})}
-    with replacing(path) as partial:
-        partial.write_bytes(save_tensors(tensors, metadata))
+    write_atomically(path, save_tensors(tensors, metadata))
 
 
 def load(path: Path) -> Segmenter:

@@ -1,0 +1,340 @@
+"""The loop: steps, validations and checkpoints, and what it does when something goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+
+from rskd.config import TrainOptions
+from rskd.data import Batch, PatchSampler, Slice
+from rskd.distillation.objective import Objective
+from rskd.errors import DataError, FileError, RskdError
+from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Step, Task
+from rskd.io.files import write_atomically
+from rskd.jobs import DistillJob
+from rskd.models import weights
+from rskd.models.segmenter import Segmenter
+from rskd.runs import RunFolder
+from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
+from rskd.training.launch import any_process
+from rskd.training.learner import Learner
+from rskd.training.schedule import learning_rate, ramp
+from rskd.training.validation import mean_scores, validate
+
+T = TypeVar("T")
+_CHANGED = {
+    "training": "the images to train on have changed",
+    "validation": "the images for validation have changed",
+    "teacher": "the teacher's file has changed",
+}
+
+
+class Trainer:
+    """The state of one training and the loop over it; `begin` it, then `fit`.
+
+    Parameters
+    ----------
+    folder
+        Where everything is written, by the first process.
+    objective
+        The student with its losses.
+    planes, held_out
+        Planes to train on and to validate with.
+    origin
+        What must be the same when the run is resumed: names of the cases on both sides, hash of the teacher.
+    fabric
+        Device, precision and the other processes.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        objective: Objective,
+        planes: Sequence[Slice],
+        held_out: Sequence[Slice],
+        *,
+        origin: dict[str, list[str]],
+        fabric: Fabric,
+    ) -> None:
+        self.folder, self.job, self.held_out, self.origin, self.fabric = folder, folder.job(), held_out, origin, fabric
+        options = self.options
+        self.learner = Learner(objective, options, fabric)
+        self.sampler = PatchSampler(
+            planes,
+            patch=options.patch or objective.student.spec.image_size,
+            batch_size=options.batch_size,
+            augment=options.augment,
+            seed=options.seed,
+        )
+        self.steps = options.epochs * options.steps_per_epoch
+        self.step = 0
+        self.best = math.nan
+        self.stale = 0
+        """Validations since the best one."""
+        self.setbacks = 0
+        """How often the run went back; the learning rate is halved every time."""
+        self._bad = 0  # steps in a row that could not be taken
+        self._sums: dict[str, float] = {}
+        self._counted = 0
+        self._stopping = False
+
+    @property
+    def options(self) -> TrainOptions:
+        """The options of the loop."""
+        return self.job.training
+
+    # ------------------------------------------------------------------------------------------------------ beginning
+
+    def begin(self, teacher: Segmenter | None) -> Task[None]:
+        """Rehearse the first step, then go back to the last checkpoint, or look where student and teacher stand."""
+        yield from self._watch(self.learner.rehearse(self.sampler.batch(0)))
+        if self.folder.checkpoint.exists():
+            self._restore()
+            self._rewind()
+            yield from self._say(Message(f"Going on after step {self.step} of {self.steps}."))
+            return
+        if teacher is not None:
+            yield from self._compare(teacher)
+        self.save()
+
+    def _compare(self, teacher: Segmenter) -> Task[None]:
+        """Measure teacher and student before the first step."""
+        found = []
+        for name, network in (("teacher", teacher), ("student", self.learner.student)):
+            dice, dice_per_class = yield from self._validate(network)
+            found.append(dice)
+            if not math.isnan(dice):
+                yield from self._say(Reference(name, dice, dice_per_class))
+        if found[0] < found[1]:
+            yield from self._say(
+                Message(
+                    f"The teacher is worse than the student on the validation images (Dice {found[0]:.3f} and "
+                    f"{found[1]:.3f}): there is little to learn from it, choose another one.",
+                    warning=True,
+                )
+            )
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> Task[bool]:
+        """Train to the end, or to the first `Command.STOP`; returns whether it was stopped.
+
+        Closed in the middle, it leaves a checkpoint of the last whole step.
+        """
+        try:
+            return (yield from self._fit())
+        except GeneratorExit:
+            if self.step % self.options.steps_per_epoch:  # otherwise a validation is due, which resuming repeats
+                self.save()
+            raise
+
+    def _fit(self) -> Task[bool]:
+        saved = epoch_began = time.monotonic()
+        while not self.finished and not any_process(self.fabric, self._stopping):
+            advanced = yield from self._advance()
+            if advanced and self.step % self.options.steps_per_epoch == 0:
+                yield from self._end_epoch(epoch_began)
+                saved = epoch_began = time.monotonic()
+            elif time.monotonic() - saved >= 60 * self.options.checkpoint_minutes and not self._bad:
+                self.save()
+                saved = time.monotonic()
+        if self.finished:
+            return False
+        self._keep()
+        yield from self._say(Message(f"Stopped after step {self.step} of {self.steps}: resume the run to go on."))
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps taken, or no better validation for as long as there was patience."""
+        return self.step >= self.steps or (self.options.patience is not None and self.stale >= self.options.patience)
+
+    def _advance(self) -> Task[bool]:
+        """Take one step, leave it out, or go back to the last checkpoint; returns whether it went forward."""
+        began = time.perf_counter()
+        batch = self.sampler.batch(self.step)
+        rate = self._learning_rate()
+        rising = ramp(self.step, self.steps, share=self.learner.objective.options.ramp)
+        losses, bad = yield from self._watch(self.learner.learn(batch, self.step, rate=rate, ramp=rising))
+        if bad is not None:
+            return (yield from self._leave_out(batch, bad))
+        self._bad = 0
+        self.step += 1
+        self._counted += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        seconds = time.perf_counter() - began
+        yield from self._say(Step(self.step, self.steps, self._epoch(), losses, rate, seconds))
+        return True
+
+    def _learning_rate(self) -> float:
+        options = self.options
+        highest = options.learning_rate / 2**self.setbacks
+        return learning_rate(self.step, self.steps, highest=highest, warmup=options.warmup)
+
+    def _epoch(self) -> int:
+        """Return the epoch that the last step belongs to, from 1."""
+        return (self.step - 1) // self.options.steps_per_epoch + 1
+
+    # ------------------------------------------------------------------------------------------------ what goes wrong
+
+    def _leave_out(self, batch: Batch, bad: str) -> Task[bool]:
+        """Go on with the next batch, or, after several bad ones in a row, from an earlier state."""
+        what = "The gradient" if bad == "gradient" else f"The loss term {bad!r}"
+        text = f"{what} is not a number at step {self.step + 1}: the step is left out."
+        yield from self._say(Message(text, warning=True), shown=f"{text} Its images: {named_cases(batch)}.")
+        self._bad += 1
+        self.step += 1
+        if self._bad < BAD_STEPS:
+            return True
+        yield from self._set_back(what)
+        return False
+
+    def _set_back(self, what: str) -> Task[None]:
+        """Go back to the last checkpoint, later to the best network, and on from there with half the learning rate."""
+        setbacks = self.setbacks + 1
+        if setbacks > SETBACKS:
+            raise RskdError(
+                f"{what} is not a number again and again, though the run went back {SETBACKS} times and lowered the "
+                "learning rate: start anew with a lower one, or set the weight of the term to 0; the best network so "
+                f"far is in {self.folder.path}."
+            )
+        self.fabric.barrier()
+        self._restore()
+        self._rewind()
+        where = f"step {self.step}"
+        if setbacks > 1 and self.folder.best.exists():
+            self.learner.restart(weights.load(self.folder.best).state_dict())
+            where += " with the best network so far"
+        self.setbacks = setbacks
+        self.save()
+        yield from self._say(
+            Message(
+                f"{BAD_STEPS} steps in a row could not be taken: going back to {where}, with half the learning rate.",
+                warning=True,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------------ validation
+
+    def _end_epoch(self, began: float) -> Task[None]:
+        dice, dice_per_class = yield from self._validate(self.learner.student)
+        best = math.isnan(self.best) or dice > self.best  # without masks to compare with, the latest is the best
+        self.stale = 0 if best else self.stale + 1
+        if best:
+            self.best = dice
+            self._save_best(dice)
+        losses = {name: total / self._counted for name, total in self._sums.items()}
+        seconds = time.monotonic() - began
+        epoch = Epoch(self._epoch(), self.options.epochs, losses, dice, dice_per_class, best, seconds)
+        self._sums, self._counted = {}, 0
+        self._log(epoch)  # before the checkpoint: what comes after a checkpoint is forgotten on resume
+        self.save()
+        yield from self._show(epoch)
+        if self.finished and self.step < self.steps:
+            yield from self._say(Message(f"Ended: no better validation for {self.stale} rounds."))
+
+    def _validate(self, network: Segmenter) -> Task[tuple[float, dict[str, float]]]:
+        """Return the Dice of every class but the background, and their mean, over the held-out cases."""
+        scores = yield from self._watch(validate(network, self.held_out, self.fabric))
+        return mean_scores(scores, [info.name for info in network.spec.classes])
+
+    # ---------------------------------------------------------------------------------------------------- telling it
+
+    def _watch(self, work: Task[T]) -> Task[T]:
+        """Do a part of the work; what it says is told, and what it is told is heard here."""
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            yield from self._say(event)
+
+    def _say(self, event: Event, *, shown: str | None = None) -> Task[None]:
+        """Log an event and show it; `shown` = what a message says on the screen, with names that no log may hold."""
+        self._log(event)
+        yield from self._show(event if shown is None else Message(shown, warning=True))
+
+    def _show(self, event: Event) -> Task[None]:
+        if (yield event) is Command.STOP:
+            self._stopping = True
+
+    def _log(self, event: Event) -> None:
+        if self.fabric.is_global_zero and not isinstance(event, Progress):
+            self.folder.append(event)
+
+    # --------------------------------------------------------------------------------------------------- checkpointing
+
+    def save(self) -> None:
+        """Write the checkpoint: whole, or not at all.
+
+        Raises
+        ------
+        FileError
+            If the disk is full or gone; the checkpoint before is then as it was.
+        """
+        if not self.fabric.is_global_zero:
+            return
+        state = {name: getattr(self, name) for name in _STATE} | self.learner.state()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        try:
+            write_atomically(self.folder.checkpoint, buffer.getvalue())
+        except FileError as error:
+            raise FileError(
+                f"{str(error).rstrip('.')}: the checkpoint before is whole; make room, then go on with "
+                f"`rskd resume {self.folder.path}`."
+            ) from error
+
+    def _restore(self) -> None:
+        """Go back to the last checkpoint, of whatever number of processes."""
+        try:
+            state: Mapping[str, Any] = torch.load(
+                self.folder.checkpoint, map_location=self.fabric.device, weights_only=True
+            )
+            self.learner.load(state)
+            found = {name: state[name] for name in _STATE}
+        except Exception as error:
+            raise FileError(f"The checkpoint in {self.folder.path} does not fit its job: {error}.") from error
+        for what, names in self.origin.items():
+            if names != found["origin"][what]:
+                raise DataError(f"This run cannot go on: {_CHANGED[what]} since it began; put back what was there.")
+        for name, value in found.items():
+            setattr(self, name, value)
+
+    def _rewind(self) -> None:
+        if self.fabric.is_global_zero:
+            self.folder.rewind(self.step, self.step // self.options.steps_per_epoch)
+
+    def _keep(self) -> None:
+        """Keep what there is: the best so far, or the network of this moment if there has been no validation."""
+        self.save()
+        if not self.folder.best.exists():
+            self._save_best(math.nan)
+
+    def _save_best(self, dice: float) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        recipe = self.job.model_dump(mode="json", include={"training", "distillation"})
+        card = {
+            "method": "distilled from a teacher" if isinstance(self.job, DistillJob) else "trained on masks",
+            "validation Dice": f"{dice:.4f}",
+            "steps": str(self.step),
+            "recipe": json.dumps(recipe),
+            "use": "for research and demonstration, not for diagnosis",
+        }
+        if isinstance(self.job, DistillJob):
+            card["teacher sha256"] = self.origin["teacher"][0]
+        weights.save(self.folder.best, self.learner.student, card=card)
+
+
+_STATE = ("step", "best", "stale", "setbacks", "origin", "_bad", "_sums", "_counted")
+"""What a checkpoint holds beside the networks and the optimiser."""
