@@ -49,7 +49,7 @@ def task_loss(logits: Tensor, target: Tensor, options: TaskLossOptions = DEFAULT
     """
     if options.per_image:
         whole = options.model_copy(update={"per_image": False})
-        images = zip(logits.split(1), target.split(1), strict=True)
+        images = zip(torch.split(logits, 1), torch.split(target, 1), strict=True)
         return torch.stack([task_loss(*image, whole) for image in images]).mean()
     _check_classes(options, logits.shape[1])
     if not (target >= 0).any():

@@ -198,7 +198,9 @@ class TextureTerm(nn.Module):
             projected = F.conv2d(student, self.projector.weight.float())
             return texture_loss(
                 projected,
-                torch.cat([standardise(group) for group in teacher.split(1 if options.per_image else len(teacher))]),
+                torch.cat(
+                    [standardise(maps) for maps in torch.split(teacher, 1 if options.per_image else len(teacher))]
+                ),
                 levels=options.levels,
                 loss=options.loss,
                 nonsubsampled=options.nonsubsampled,
