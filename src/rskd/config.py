@@ -313,8 +313,11 @@ class FusionOptions(Config):
     """Stages of the student to match, from 0, shallow to deep; empty = spread evenly over the depth."""
     teacher_stages: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The teacher's stage for each of these; empty = at the same depth."""
+    decoder_maps: Annotated[int, Field(ge=0, le=6)] = 0
+    """Maps of the decoders to match as well, where both have one of the same resolution, from the coarsest on."""
     stage_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Weight of every matched stage, shallow to deep; empty = all alike."""
+    """Weight of every matched map, as the cascade ends and begins: the decoder's from the finest on, then the
+    encoder's, shallow to deep; empty = all alike."""
 
     @field_validator("width")
     @classmethod

@@ -18,7 +18,11 @@ from rskd.models.segmenter import Segmenter
 @pytest.fixture
 def networks():
     torch.manual_seed(0)
-    return [Segmenter(fresh_spec(name, in_channels=1, classes=["a"])).eval() for name in ("rskd-nano", "rskd-micro")]
+    depths = {"rskd-nano": 3, "rskd-micro": 4}
+    specs = [
+        fresh_spec(name, in_channels=1, classes=["a"]).model_copy(update={"depth": depths[name]}) for name in depths
+    ]
+    return [Segmenter(spec).eval() for spec in specs]
 
 
 @pytest.fixture
@@ -41,6 +45,39 @@ def test_unlabelled_images_teach_through_the_teacher_and_leave_the_task_alone(ne
     assert bare["task"].item() == 0
     for name in ("logits", "ranking", "texture", "fusion"):
         torch.testing.assert_close(bare[name], losses[name])
+
+
+def test_the_decoders_maps_join_the_cascade_at_its_fine_end(networks, batch):
+    student, teacher = networks
+    objective = Objective(student, teacher, fusion(stages=2, decoder_maps=2))
+    found = objective(*batch)["fusion"]
+    maps = [recorded(model, batch[0], blocks) for model, blocks in zip(networks, ((1, 2), (2, 3)), strict=True)]
+    term = objective.terms["fusion"]
+    torch.testing.assert_close(found, term(*maps))
+    found.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert student.decoder.joins[1][0].weight.grad.abs().sum() > 0
+    assert student.decoder.joins[2][0].weight.grad is None  # finer than what is compared
+
+
+def recorded(model, images, blocks):
+    """The decoder's maps at a quarter and an eighth of the image's size, then those of two blocks."""
+    seen = {}
+    places = [model.decoder.joins[1], model.decoder.joins[0], *(model.encoder.blocks[i] for i in blocks)]
+    hooks = [m.register_forward_hook(lambda m, i, out: seen.update({m: out})) for m in places]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    side = images.shape[-1] // model.spec.patch_size
+    tokens = [seen[block][:, 1:].mT.unflatten(2, (side, side)) for block in places[2:]]
+    return [seen[places[0]], seen[places[1]], *tokens]
+
+
+def test_decoders_without_a_common_resolution_are_refused(networks):
+    student, _ = networks
+    linear = Segmenter(student.spec.model_copy(update={"decoder": "linear", "name": "plain"}))
+    with pytest.raises(ParameterError, match="rskd-nano and plain decode at no common resolution"):
+        Objective(student, linear, fusion(decoder_maps=1))
 
 
 def test_the_task_loss_is_the_one_asked_for(networks, batch):

@@ -118,7 +118,7 @@ def described(spec):
             ModelError,
             "name: Field required",
         ),
-        (lambda path, model: spoil(path, model, spec={"depth": 4}), ModelError, "is missing"),
+        (lambda path, model: spoil(path, model, spec={"depth": 5}), ModelError, "is missing"),
         (lambda path, model: spoil(path, model, extra=torch.zeros(1)), ModelError, "extra is unknown"),
         (
             lambda path, model: spoil(path, model, **{"decoder.head.bias": torch.zeros(5)}),

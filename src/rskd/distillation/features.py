@@ -13,6 +13,7 @@ from rskd.errors import ModelError
 from rskd.importance.attention import TokenImportance, observe_attention
 from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, feature_stages, observe_features
 from rskd.importance.sites import attention_sites
+from rskd.models.decoders import DecoderMap
 from rskd.models.encoders import widths as encoder_widths
 from rskd.models.segmenter import Segmenter, tokens_to_map
 
@@ -22,7 +23,8 @@ class Taps:
     """Where to look; nothing is recorded that is not asked for."""
 
     stages: tuple[int, ...] = ()
-    """Stages (the blocks of a plain transformer) whose maps are wanted, shallow to deep."""
+    """Stages whose maps are wanted: those of the encoder (the blocks of a plain transformer), shallow to deep, and
+    after these the decoder's maps, coarse to fine."""
     importance: tuple[int, ...] = ()
     """Blocks whose token importance is wanted."""
     definition: str = "received"
@@ -83,7 +85,7 @@ def stage_widths(model: Segmenter) -> tuple[int, ...]:
     --------
     >>> from rskd.models.presets import fresh_spec
     >>> stage_widths(Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"])))
-    (64, 64, 64)
+    (64, 64, 64, 64)
     """
     widths = encoder_widths(model.encoder)
     if len(widths) != len(feature_stages(model)):
@@ -92,6 +94,20 @@ def stage_widths(model: Segmenter) -> tuple[int, ...]:
             "observed: distil its logits alone, or choose another encoder."
         )
     return widths
+
+
+def decoder_maps(model: Segmenter) -> tuple[DecoderMap, ...]:
+    """Return the maps that the decoder makes, coarse to fine; none where it is not one of ours.
+
+    Examples
+    --------
+    >>> from rskd.models.presets import fresh_spec
+    >>> model = Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"]))
+    >>> [(found.stride, found.width) for found in decoder_maps(model)]
+    [(8, 24), (4, 24), (2, 24), (1, 16)]
+    """
+    maps = getattr(model.decoder, "maps", tuple)
+    return tuple(maps())
 
 
 def importance_depth(model: Segmenter, definition: str) -> int:
@@ -136,9 +152,13 @@ def observe(model: Segmenter, images: Tensor, taps: Taps) -> Features:
     patch = model.spec.patch_size
     grid = (images.shape[-2] // patch, images.shape[-1] // patch)
     stem_seen: list[Tensor] = []
-    stages = set(taps.stages) | ({0} if taps.texture and model.stem is None else set())
+    depth = len(feature_stages(model)) if taps.stages else 0
+    stages = {stage for stage in taps.stages if stage < depth} | ({0} if taps.texture and model.stem is None else set())
+    decoded: dict[int, list[Tensor]] = {stage: [] for stage in taps.stages if stage >= depth}
     with ExitStack() as stack:
         seen = stack.enter_context(observe_features(model, sorted(stages))) if stages else {}
+        for stage, output in decoded.items():
+            stack.callback(_record(decoder_maps(model)[stage - depth].module, output).remove)
         if taps.texture and model.stem is not None:
             stack.callback(_record(model.stem.levels[texture_level(model)], stem_seen).remove)
         attention = None
@@ -147,7 +167,7 @@ def observe(model: Segmenter, images: Tensor, taps: Taps) -> Features:
         logits = model(images)
         layout = tuple(attention[block] for block in taps.importance) if attention else ()
     texture = (stem_seen[0] if stem_seen else _as_map(seen[0])) if taps.texture else None
-    maps = tuple(_as_map(seen[stage]) for stage in taps.stages)
+    maps = tuple(decoded[stage][0] if stage in decoded else _as_map(seen[stage]) for stage in taps.stages)
     return Features(logits, grid, maps, tuple(importance.scores for importance in layout), texture, layout)
 
 

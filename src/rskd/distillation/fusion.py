@@ -159,7 +159,7 @@ class FusionTerm(nn.Module):
         for i in reversed(range(len(self.enter))):
             fused = self.enter[i](student[i])
             if deeper is not None:
-                fused = self.fusions[i](fused, F.interpolate(deeper, fused.shape[2:], mode="nearest"))
+                fused = self.fusions[i](fused, on_grid(deeper, fused))
             deeper = fused = self._refined(i, fused)
             losses.append(self.loss(*same_grid(self.leave[i](fused), self.target(teacher[i].detach()))))
         if not self.weights:
@@ -185,6 +185,19 @@ def unchanged(x: Tensor) -> Tensor:
 
 
 TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"standardised": channel_norm, "raw": unchanged}
+
+
+def on_grid(deeper: Tensor, stage: Tensor) -> Tensor:
+    """Return `deeper` on the grid of `stage`: enlarged by repetition, or pooled where it is the finer one.
+
+    Examples
+    --------
+    >>> on_grid(torch.tensor([[[[1., 3.], [1., 3.]]]]), torch.zeros(1, 1, 1, 1))
+    tensor([[[[2.]]]])
+    """
+    if deeper.shape[2] > stage.shape[2]:
+        return F.adaptive_avg_pool2d(deeper, (stage.shape[2], stage.shape[3]))
+    return F.interpolate(deeper, stage.shape[2:], mode="nearest")
 
 
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

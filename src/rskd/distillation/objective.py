@@ -17,6 +17,7 @@ from rskd.distillation.calibration import Calibration
 from rskd.distillation.features import (
     Features,
     Taps,
+    decoder_maps,
     importance_depth,
     in_float,
     match_blocks,
@@ -90,7 +91,7 @@ class Objective(nn.Module):
         )
         widths = [
             Widths(
-                tuple(stage_widths(model)[pair[side]] for pair in pairs) if pairs else (),
+                tuple(_every_width(model)[pair[side]] for pair in pairs) if pairs else (),
                 texture_width(model) if shallow else 0,
             )
             for side, model in enumerate((student, teacher))
@@ -113,7 +114,8 @@ class Objective(nn.Module):
         if self.options.fusion.weight or methods:
             depths = len(stage_widths(student)), len(stage_widths(teacher))
             if self.options.fusion.weight:
-                wanted["fusion"] = _fusion_pairs(self.options.fusion, *depths)
+                decoded = _decoder_pairs(self.options.fusion.decoder_maps, student, teacher)
+                wanted["fusion"] = (*decoded, *_fusion_pairs(self.options.fusion, *depths))
             wanted |= {name: stage_pairs(BASELINES[name].sees, *depths) for name in methods}
         pairs = tuple(dict.fromkeys(pair for own in wanted.values() for pair in own))
         self._places = {name: tuple(pairs.index(pair) for pair in own) for name, own in wanted.items()}
@@ -188,6 +190,27 @@ def _fusion_pairs(options: FusionOptions, student_depth: int, teacher_depth: int
         if max(stages) >= depth or list(stages) != sorted(set(stages)):
             raise ParameterError(f"{whose}_stages={stages}: name stages from 0 to {depth - 1}, shallow to deep.")
     return tuple(zip(options.student_stages, options.teacher_stages, strict=True))
+
+
+def _decoder_pairs(count: int, student: Segmenter, teacher: Segmenter) -> _Pairs:
+    """Return the decoders' maps of equal resolution, fine to coarse: of these, the coarsest `count`."""
+    if not count:
+        return ()
+    places = [
+        {found.stride: len(stage_widths(model)) + place for place, found in enumerate(decoder_maps(model))}
+        for model in (student, teacher)
+    ]
+    shared = sorted(places[0].keys() & places[1].keys())
+    if not shared:
+        raise ParameterError(
+            f"decoder_maps={count}: {student.spec.name} and {teacher.spec.name} decode at no common resolution: use 0."
+        )
+    return tuple((places[0][stride], places[1][stride]) for stride in shared[-count:])
+
+
+def _every_width(model: Segmenter) -> tuple[int, ...]:
+    """Return the channels of the encoder's stages and of the decoder's maps."""
+    return (*stage_widths(model), *(found.width for found in decoder_maps(model)))
 
 
 def _match_importance(student: Segmenter, teacher: Segmenter, options: DistillOptions) -> tuple[tuple[int, ...], ...]:

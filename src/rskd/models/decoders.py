@@ -10,6 +10,7 @@ transformer, Y. Li et al., ECCV 2022.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,22 @@ def convolution(in_channels: int, out_channels: int, *, size: int = 3, stride: i
 def enlarge(x: Tensor, factor: int) -> Tensor:
     """Return `x` (B, C, H, W) enlarged by a whole number, bilinear."""
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _width(block: nn.Module) -> int:
+    """Return the channels that the last convolution of a block gives."""
+    return [module.out_channels for module in block.modules() if isinstance(module, nn.Conv2d)][-1]
+
+
+class DecoderMap(NamedTuple):
+    """A map that a decoder makes on its way to the pixels."""
+
+    stride: int
+    """Pixels of the image per place."""
+    width: int
+    """Its channels."""
+    module: nn.Module
+    """Whose output it is, (B, width, H / stride, W / stride)."""
 
 
 class Stem(nn.Module):
@@ -90,6 +107,11 @@ class Decoder(nn.Module):
             joined = join(joined)
         return self.head(joined)  # type: ignore[no-any-return]
 
+    def maps(self) -> list[DecoderMap]:
+        """Return the maps after every doubling, coarse to fine."""
+        levels = reversed(range(len(self.joins)))
+        return [DecoderMap(2**level, _width(join), join) for level, join in zip(levels, self.joins, strict=True)]
+
 
 class LinearDecoder(nn.Module):
     """`linear`: one weight per channel and class, then enlarged."""
@@ -102,6 +124,10 @@ class LinearDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the stages' maps; the stem is not used."""
         return enlarge(self.head(maps[-1]), self.stride)
+
+    def maps(self) -> list[DecoderMap]:
+        """Return nothing: there is no map between the encoder and the logits."""
+        return []
 
 
 class MLPDecoder(nn.Module):
@@ -122,6 +148,10 @@ class MLPDecoder(nn.Module):
             for project, x, stride in zip(self.projects, maps, self.strides, strict=True)
         ]
         return enlarge(self.head(self.mix(torch.cat(levels, dim=1))), finest)
+
+    def maps(self) -> list[DecoderMap]:
+        """Return the mixed map, at the size of the finest stage."""
+        return [DecoderMap(self.strides[0], _width(self.mix), self.mix)]
 
 
 class PyramidDecoder(nn.Module):
@@ -145,6 +175,11 @@ class PyramidDecoder(nn.Module):
             for smooth, level, stride in zip(self.smooths, levels, self.strides, strict=True)
         ]
         return enlarge(self.head(torch.stack(smooth).sum(0)), finest)
+
+    def maps(self) -> list[DecoderMap]:
+        """Return the smoothed map of every stage, coarse to fine."""
+        found = [DecoderMap(s, _width(smooth), smooth) for s, smooth in zip(self.strides, self.smooths, strict=True)]
+        return found[::-1]
 
 
 class UNetDecoder(nn.Module):
@@ -171,6 +206,10 @@ class UNetDecoder(nn.Module):
             skips = [maps[self.places[stride]]] if stride in self.places else []
             joined = join(torch.cat([enlarge(joined, 2), *skips, *details[level : level + 1]], dim=1))
         return self.head(joined)  # type: ignore[no-any-return]
+
+    def maps(self) -> list[DecoderMap]:
+        """Return the maps after every doubling, coarse to fine."""
+        return [DecoderMap(s, _width(join), join) for s, join in zip(self.strides, self.joins, strict=True)]
 
 
 class PlainPyramid(nn.Module):
