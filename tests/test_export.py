@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from rskd import export
-from rskd.config import DistillOptions, ModelSpec, SegmentOptions
+from rskd.config import ComputeOptions, DataOptions, DistillOptions, ModelSpec, SegmentOptions
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ModelError, ParameterError, ResourceError
 from rskd.events import drain
-from rskd.models.presets import PRESETS, fresh_spec
+from rskd.io import read_scan, write_image
+from rskd.jobs import EvaluateJob, ExportJob, InspectJob, RankJob, SegmentJob
+from rskd.models import exported, weights
+from rskd.models.presets import BUNDLED, PRESETS, fresh_spec
 from rskd.models.segmenter import Segmenter
 from rskd.phantom import vessel_phantom
+from rskd.run import run
 from rskd.scan import Scan
 from rskd.segment import segment
 
@@ -46,7 +50,7 @@ def compare(model, path, side):
     images = np.random.default_rng(1).normal(size=(3, 3, side, side)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    found = export.OnnxSegmenter(path)(images)
+    found = exported.OnnxSegmenter(path)(images)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()), rtol=0)
 
@@ -57,6 +61,17 @@ def test_every_named_network_is_the_same_outside_of_torch(name, path):
     model = network(name)
     assert export.export_onnx(model, path) <= 1e-4
     compare(model, path, 64)
+
+
+@runs
+@pytest.mark.parametrize("name", sorted(BUNDLED))
+def test_the_bundled_pair_is_the_same_outside_of_torch(name, path, tmp_path):
+    picture = tmp_path / "picture.tif"
+    write_image(picture, Scan(vessel_phantom(np.random.default_rng(3), 584)[0], "yxc"))
+    value = drain(run(ExportJob(model=name, output=path, image=picture))).value
+    assert value["difference"] <= value["allowed"] == 1e-4
+    assert value["tiles"] == 8
+    compare(weights.load(BUNDLED[name]), path, value["size"])
 
 
 @runs
@@ -82,7 +97,7 @@ def test_other_encoders_can_be_exported(encoder, path):
 def test_another_size_is_what_the_network_says_at_that_size(side, path):
     model = network()
     export.export_onnx(model, path, size=side)
-    assert export.OnnxSegmenter(path).spec.image_size == side
+    assert exported.OnnxSegmenter(path).spec.image_size == side
     assert model.spec.image_size == 64
     compare(model, path, side)
 
@@ -91,7 +106,7 @@ def test_another_size_is_what_the_network_says_at_that_size(side, path):
 def test_description_and_card_travel_inside(path):
     model = network()
     export.export_onnx(model, path, card={"data": "drawn"})
-    again = export.OnnxSegmenter(path)
+    again = exported.OnnxSegmenter(path)
     assert again.spec == model.spec
     assert again.card == {"data": "drawn"}
     assert [p.name for p in path.parent.iterdir()] == ["student.onnx"]
@@ -103,7 +118,7 @@ def test_a_scan_is_segmented_alike(path):
     export.export_onnx(model, path)
     scan = Scan(vessel_phantom(np.random.default_rng(0), 150)[0], "yxc", spacing=(0.5, 0.5), units="mm")
     options = SegmentOptions(probabilities=True, batch_size=3)
-    mine, theirs = (drain(segment(m, scan, options)) for m in (export.OnnxSegmenter(path), model))
+    mine, theirs = (drain(segment(m, scan, options)) for m in (exported.OnnxSegmenter(path), model))
     np.testing.assert_allclose(mine.probabilities.data, theirs.probabilities.data, atol=1e-4)
     assert (mine.labels.data != theirs.labels.data).mean() < 1e-3
     assert mine.labels.spacing == (0.5, 0.5)
@@ -114,12 +129,94 @@ def test_no_torch_is_needed_to_run_it(path):
     export.export_onnx(network(), path)
     code = (
         "import sys, pathlib, numpy as np\n"
-        "from rskd.export import OnnxSegmenter\n"
+        "from rskd.models.exported import OnnxSegmenter\n"
         "model = OnnxSegmenter(pathlib.Path(sys.argv[1]))\n"
         "print(model(np.zeros((2, 3, 64, 64), np.float32)).shape, 'torch' in sys.modules, 'timm' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 3, 64, 64) False False"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A weight file, the same network exported, a picture and its mask."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = network()
+    with torch.no_grad():  # every class shall occur
+        model.decoder.head.bias += torch.tensor([0.0, 0.3, 0.3])
+    weights.save(folder / "student.safetensors", model, card={"licence": "none"})
+    pixels, mask = vessel_phantom(np.random.default_rng(0), 100)
+    write_image(folder / "picture.tif", Scan(pixels, "yxc"))
+    write_image(folder / "mask.tif", Scan((mask > 0).astype(np.uint8), "yx"))
+    job = ExportJob(model=folder / "student.safetensors", output=folder / "new" / "student.onnx")
+    drain(run(job))
+    return folder
+
+
+@runs
+def test_an_exported_network_has_the_passport_of_the_original(files):
+    mine, theirs = (
+        drain(run(InspectJob(model=files / name))).value for name in ("new/student.onnx", "student.safetensors")
+    )
+    assert all(mine[key] == theirs[key] for key in ("spec", "card", "parameters"))
+    assert mine["bytes"] == (files / "new/student.onnx").stat().st_size
+    assert mine["sha256"] != theirs["sha256"]
+
+
+@runs
+def test_export_is_checked_on_tiles_of_the_image_at_the_size_asked_for(files, path):
+    job = ExportJob(model=files / "student.safetensors", output=path, size=32, image=files / "picture.tif")
+    value = drain(run(job)).value
+    assert (value["size"], value["tiles"]) == (32, 8)
+    assert value["difference"] <= 1e-4
+    tiles = export.tiles_of(read_scan(files / "picture.tif"), exported.OnnxSegmenter(path).spec)
+    assert tiles.shape == (8, 3, 32, 32)
+    assert len({tile.tobytes() for tile in tiles}) == 8
+
+
+@runs
+def test_an_exported_network_is_evaluated_like_the_original(files):
+    data = DataOptions(images=files / "picture.tif", masks=files / "mask.tif")
+    mine, theirs = (
+        drain(run(EvaluateJob(model=files / name, data=data))).value["dice"]
+        for name in ("new/student.onnx", "student.safetensors")
+    )
+    assert mine == pytest.approx(theirs, abs=1e-3, nan_ok=True)
+
+
+@runs
+def test_an_exported_network_is_refused_where_it_cannot_do_the_work(files):
+    model, picture = files / "new/student.onnx", files / "picture.tif"
+    with pytest.raises(ModelError, match=r"student\.onnx was exported to be run: it cannot be trained"):
+        weights.load(model)
+    with pytest.raises(ModelError, match="cannot be trained, looked into or exported again"):
+        drain(run(RankJob(student=model, image=picture)))
+    with pytest.raises(ResourceError, match="runs on the CPU, not on cuda"):
+        drain(run(SegmentJob(model=model, image=picture, compute=ComputeOptions(device="cuda"))))
+    with pytest.raises(ParameterError, match=r"let its name end in \.onnx"):
+        drain(run(ExportJob(model=files / "student.safetensors", output=files / "student.pt")))
+
+
+@runs
+def test_the_command_line_segments_without_torch(files, tmp_path):
+    code = (
+        "import sys\n"
+        "from rskd.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "print({'torch', 'timm', 'triton', 'onnx'} & set(sys.modules))"
+    )
+    labels = {}
+    for name in ("new/student.onnx", "student.safetensors"):
+        line = ["segment", files / name, files / "picture.tif", "--output", tmp_path / "labels.tif"]
+        done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, check=True)
+        labels[name] = read_scan(tmp_path / "labels.tif").data
+        assert ("'torch'" in done.stdout.splitlines()[-1]) == name.endswith("safetensors"), done.stdout
+    mine, theirs = labels.values()
+    assert len(np.unique(theirs)) > 1
+    assert (mine != theirs).mean() < 1e-3
 
 
 @runs
@@ -129,10 +226,12 @@ def test_nothing_of_the_training_is_exported(path):
     student, teacher = network(), network("rskd-micro")
     export.export_onnx(student, path)
     before = path.read_bytes()
+    outputs = exported.OnnxSegmenter(path)(noise := np.random.default_rng(0).normal(size=(2, 3, 64, 64)))
     objective = Objective(student, teacher, DistillOptions())
     path.unlink()
     export.export_onnx(objective.student, path)
     assert path.read_bytes() == before
+    assert exported.OnnxSegmenter(path)(noise).tobytes() == outputs.tobytes()
     names = {i.name for i in onnx.load(str(path)).graph.initializer}
     assert not [n for n in names if n.startswith("terms")]
 
@@ -154,25 +253,26 @@ def test_problems_are_said_in_one_sentence(path, tmp_path):
     with pytest.raises(FileError, match="cannot be written"):
         export.export_onnx(network(), tmp_path / "no" / "folder.onnx")
     with pytest.raises(FileError, match="There is no weight file"):
-        export.OnnxSegmenter(path)
+        exported.OnnxSegmenter(path)
     path.write_bytes(b"no network")
     with pytest.raises(FileError, match=r"student\.onnx is damaged or no ONNX file"):
-        export.OnnxSegmenter(path)
+        exported.OnnxSegmenter(path)
     export.export_onnx(network(), path)
     with pytest.raises(ParameterError, match="use tiles of 64 pixels"):
-        export.OnnxSegmenter(path)(np.zeros((1, 3, 32, 32), np.float32))
+        exported.OnnxSegmenter(path)(np.zeros((1, 3, 32, 32), np.float32))
     graph = onnx.load(str(path))
     onnx.helper.set_model_props(graph, {"format": "rskd-onnx-1", "spec": json.dumps({"nothing": 1}), "card": "{}"})
     onnx.save(graph, str(path))
     with pytest.raises(ModelError, match=r"The description in student\.onnx"):
-        export.OnnxSegmenter(path)
+        exported.OnnxSegmenter(path)
     del graph.metadata_props[:]
     onnx.save(graph, str(path))
     with pytest.raises(ModelError, match="was not exported by this program"):
-        export.OnnxSegmenter(path)
+        exported.OnnxSegmenter(path)
 
 
 def test_a_missing_extra_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path.touch()
     with pytest.raises(ResourceError, match=r"need onnxruntime, which is not installed: .*napari-rskd\[onnx\]"):
-        export.OnnxSegmenter(path)
+        exported.OnnxSegmenter(path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from qtpy.QtWidgets import QLabel
 
-from napari_rskd._fields import ModelBox
+from napari_rskd._fields import WEIGHT_SUFFIXES, ModelBox
 from napari_rskd._job import Order, Work
 from napari_rskd._panel import Panel, text
 from napari_rskd._session import Model, session_of, with_passport
@@ -32,7 +32,7 @@ class ModelsWidget(Panel):
         self.boxes: dict[str, ModelBox] = {}
         self.passports: dict[str, QLabel] = {}
         self._queue: list[str] = []
-        self.column.addWidget(text("Drop weight files (.safetensors) here, or choose them below."))
+        self.column.addWidget(text("Drop weight files (.safetensors, .onnx) here, or choose them below."))
         for role, help_text in ROLES.items():
             self._add_role(role, help_text)
         self.column.addStretch(1)
@@ -103,11 +103,11 @@ class ModelsWidget(Panel):
         self.passports[role].setVisible(known)
 
     def dragEnterEvent(self, event: Any) -> None:  # noqa: D102, N802
-        if any(url.toLocalFile().endswith(".safetensors") for url in event.mimeData().urls()):
+        if any(url.toLocalFile().endswith(WEIGHT_SUFFIXES) for url in event.mimeData().urls()):
             event.acceptProposedAction()
 
     def dropEvent(self, event: Any) -> None:  # noqa: D102, N802
-        files = [Path(u.toLocalFile()) for u in event.mimeData().urls() if u.toLocalFile().endswith(".safetensors")]
+        files = [Path(u.toLocalFile()) for u in event.mimeData().urls() if u.toLocalFile().endswith(WEIGHT_SUFFIXES)]
         for path in files:
             self.boxes[role_of(path)].choose_file(path)
         event.acceptProposedAction()

@@ -28,6 +28,7 @@ from rskd.jobs import (
     ContourletJob,
     DistillJob,
     EvaluateJob,
+    ExportJob,
     InspectJob,
     Job,
     Outcome,
@@ -58,6 +59,7 @@ _COMMANDS: dict[str, type[BaseModel]] = {
     "rank": RankJob,
     "contourlet": ContourletJob,
     "evaluate": EvaluateJob,
+    "export": ExportJob,
     "inspect": InspectJob,
 }
 Debug = Annotated[

@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners
-from rskd.compute import choose_device, use_threads
 from rskd.config import ModelSpec, ScoreOptions, SegmentOptions, TileOptions
 from rskd.errors import DataError
 from rskd.events import Progress, Task
@@ -21,10 +20,12 @@ from rskd.io import read_scan
 from rskd.io.files import replacing
 from rskd.jobs import EvaluateJob, Outcome
 from rskd.metrics import VoxelSize, confusion_matrix, dice, iou, surface_scores
-from rskd.models import weights
-from rskd.models.segmenter import Segmenter
+from rskd.networks import open_network, place
 from rskd.scan import Scan
 from rskd.segment import segment
+
+if TYPE_CHECKING:
+    from rskd.models.segmenter import Segmenter
 
 Row = dict[str, Any]
 """Scores of one case, ready for JSON: by measure, then by class."""
@@ -57,8 +58,7 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     """
     if job.data.masks is None:
         raise DataError("There is nothing to compare with: name a folder of masks.")
-    use_threads(job.compute)
-    model = weights.load(job.model).to(choose_device(job.compute))
+    model = place(open_network(job.model), job.compute)
     cases = find_cases(job.data)
     rows: list[Row] = []
     for done, case in enumerate(cases):

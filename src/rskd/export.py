@@ -1,6 +1,6 @@
-"""Students outside of torch: written as ONNX with their description inside, checked, and run by ONNX Runtime.
+"""Write a student as ONNX with its description inside, and check it against the original.
 
-Only writing needs torch (and `onnx`); running needs `onnxruntime` and NumPy. Both come with the extra ``onnx``.
+`rskd.models.exported` runs it; both need the extra ``onnx``.
 """
 
 from __future__ import annotations
@@ -9,30 +9,104 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
+from rskd.backend import NumpyBackend
 from rskd.config import ModelSpec
-from rskd.errors import FileError, ModelError, ParameterError, ResourceError
+from rskd.errors import FileError, ModelError, ParameterError
+from rskd.events import Message, Task
+from rskd.io import read_scan
+from rskd.io.slices import Slices, frame_shape
+from rskd.jobs import ExportJob, Outcome
+from rskd.models.exported import FORMAT, SUFFIX, OnnxSegmenter, need
 from rskd.models.normalise import normalise
 from rskd.phantom import vessel_phantom
+from rskd.scan import Scan
+from rskd.tiling import Tiling, cut
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter
 
-FORMAT = "rskd-onnx-1"
 OPSET = 17
 TOLERANCE = 1e-4
 """Largest difference of a logit between the network and its exported form, in units of the largest logit or of 1."""
-_INSTALL = "install it with `pip install 'napari-rskd[onnx]'`"
+
+CHECKED = 8
+"""Tiles of an image that the exported network is checked on, at most."""
 
 Array = NDArray[np.float32]
+
+
+def export(job: ExportJob) -> Task[Outcome]:
+    """Write the network in a weight file as ONNX, and check it on tiles of an image.
+
+    Parameters
+    ----------
+    job
+        Weight file, file to write, size of the tiles, and the image to check with.
+
+    Yields
+    ------
+    Message
+        What it is checked on.
+
+    Returns
+    -------
+    Outcome
+        ``{"output", "size", "tiles", "difference", "allowed", "bytes"}``; `difference` is the largest one of a logit,
+        in units of the largest logit or of 1.
+
+    Raises
+    ------
+    ParameterError
+        If the file to write is none of ONNX, the size does not suit the network, or the image does not.
+    ModelError, FileError, ResourceError
+        As `export_onnx`.
+    """
+    from rskd.models import weights  # it imports torch
+
+    if job.output.suffix.lower() != SUFFIX:
+        raise ParameterError(f"{job.output.name} is to be an ONNX file: let its name end in {SUFFIX}.")
+    model, card = weights.load(job.model), weights.inspect(job.model).card
+    spec = _at_size(model, job.size).spec
+    images = _samples(spec) if job.image is None else tiles_of(read_scan(job.image, axes=job.axes), spec)
+    what = "drawn vessels and noise" if job.image is None else f"{len(images)} tiles of {job.image.name}"
+    yield Message(f"Exporting {spec.name} for tiles of {spec.image_size} pixels, and checking it on {what}.")
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    difference = export_onnx(model, job.output, card=card, size=job.size, images=images)
+    return Outcome(
+        {
+            "output": str(job.output),
+            "size": spec.image_size,
+            "tiles": len(images),
+            "difference": difference,
+            "allowed": TOLERANCE,
+            "bytes": job.output.stat().st_size,
+        }
+    )
+
+
+def tiles_of(scan: Scan, spec: ModelSpec) -> Array:
+    """Return tiles (B, C, side, side) of the middle plane of a scan as the network sees them, spread evenly over it.
+
+    Examples
+    --------
+    >>> tiles_of(Scan(np.eye(100), "yx"), ModelSpec(name="any", image_size=64)).shape
+    (4, 1, 64, 64)
+    """
+    planes, backend = Slices(scan, spec), NumpyBackend()
+    image = normalise(planes[len(planes) // 2], spec)
+    shape = frame_shape(planes.plane_shape, spec.frame)
+    image = image if shape == planes.plane_shape else backend.resize(image, shape)
+    places = list(Tiling.over(shape, tile=spec.image_size, overlap=0.0).grid)
+    chosen = np.unique(np.linspace(0, len(places) - 1, CHECKED).round().astype(int))
+    return np.stack([cut(image, row, column, spec.image_size) for row, column in (places[place] for place in chosen)])
 
 
 def export_onnx(
@@ -84,7 +158,7 @@ def export_onnx(
     >>> export_onnx(model, path, size=64) < 1e-4  # doctest: +SKIP
     True
     """
-    _need("onnxruntime")
+    need("onnxruntime")
     resized = _at_size(model, size)
     samples = _samples(resized.spec) if images is None else np.asarray(images, np.float32)
     partial = path.with_name(path.name + ".partial")
@@ -102,89 +176,6 @@ def export_onnx(
     finally:
         partial.unlink(missing_ok=True)
     return difference
-
-
-class OnnxSegmenter:
-    """An exported network, to be used like a `rskd.models.segmenter.Segmenter` wherever nothing is trained.
-
-    Parameters
-    ----------
-    path
-        File of `export_onnx`.
-    threads
-        CPU threads; ``None`` = one less than there are cores (at least one).
-
-    Raises
-    ------
-    FileError
-        If there is no such file, or it is damaged.
-    ModelError
-        If it was not written by `export_onnx`.
-    ResourceError
-        If `onnxruntime` is not installed.
-
-    Notes
-    -----
-    It takes NumPy arrays and gives arrays, or takes tensors on the CPU and gives tensors; torch is not imported here.
-    """
-
-    training = False
-
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        runtime = _need("onnxruntime")
-        if not path.is_file():
-            raise FileError(f"There is no weight file {path}: check the name, or choose another file.")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or max(1, (os.cpu_count() or 1) - 1)
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to the window
-        try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's errors share no other base
-            raise FileError(f"{path.name} is damaged or no ONNX file ({error}): export it again.") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        if metadata.get("format") != FORMAT:
-            raise ModelError(f"{path.name} does not say which network it is: it was not exported by this program.")
-        try:
-            self.spec = ModelSpec.model_validate_json(metadata["spec"])
-        except ValidationError as error:
-            raise ModelError(f"The description in {path.name}: {error.errors()[0]['msg']}.") from error
-        self.card: dict[str, str] = json.loads(metadata["card"])
-
-    def __call__(self, images: Any) -> Any:
-        """Return logits (B, K, H, W) for images (B, C, H, W), of the kind that the images are."""
-        side = self.spec.image_size
-        if tuple(images.shape[1:]) != (self.spec.in_channels, side, side):
-            raise ParameterError(
-                f"The images are {tuple(images.shape[1:])}, this network was exported for "
-                f"{(self.spec.in_channels, side, side)}: use tiles of {side} pixels, or export it at another size."
-            )
-        is_array = isinstance(images, np.ndarray)
-        values = np.ascontiguousarray(images if is_array else images.numpy(), np.float32)
-        logits = self._session.run(None, {"images": values})[0]
-        return logits if is_array else images.new_tensor(logits)
-
-    def parameters(self) -> Iterator[Any]:
-        """Return nothing: what a network on the CPU that cannot be trained has to say."""
-        return iter(())
-
-    def modules(self) -> Iterator[Any]:
-        """Return nothing: it has no parts with a mode of their own."""
-        return iter(())
-
-    def eval(self) -> OnnxSegmenter:
-        """Return the network; it never trains."""
-        return self
-
-    def train(self, mode: bool = True) -> OnnxSegmenter:
-        """Return the network; it never trains."""
-        return self
-
-
-def _need(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ResourceError(f"Exported networks need {name}, which is not installed: {_INSTALL}.") from error
 
 
 def _at_size(model: Segmenter, size: int | None) -> Segmenter:
@@ -209,7 +200,7 @@ def _samples(spec: ModelSpec) -> Array:
 
 
 def _write(model: Segmenter, path: Path, card: Mapping[str, str]) -> None:
-    onnx = _need("onnx")
+    onnx = need("onnx")
     import torch  # only writing needs it
 
     spec = model.spec
@@ -225,7 +216,12 @@ def _write(model: Segmenter, path: Path, card: Mapping[str, str]) -> None:
         problem = str(error).partition("\n")[0]
         raise ModelError(f"{spec.name} ({spec.encoder}) cannot be written as ONNX: {problem}") from error
     graph = onnx.load_model_from_string(buffer.getvalue())
-    metadata = {"format": FORMAT, "spec": spec.model_dump_json(), "card": json.dumps(dict(card))}
+    metadata = {
+        "format": FORMAT,
+        "spec": spec.model_dump_json(),
+        "card": json.dumps(dict(card)),
+        "parameters": str(sum(parameter.numel() for parameter in model.parameters())),
+    }
     onnx.helper.set_model_props(graph, metadata)
     onnx.save(graph, str(path))
 

@@ -150,6 +150,22 @@ class DistillJob(Config):
     """Device and threads."""
 
 
+class ExportJob(Config):
+    """Write a network as ONNX, to be run without torch."""
+
+    kind: Literal["export"] = "export"
+    model: Path
+    """Weight file of the network, or the name of a bundled one."""
+    output: Path
+    """ONNX file to write."""
+    size: Annotated[int | None, Field(ge=16, le=8192)] = None
+    """Side of the tiles it will take, in pixels; None = the size the network was trained at."""
+    image: Path | None = None
+    """Image that the written network is checked with; left out: drawn vessels and noise."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+
+
 class ResumeJob(Config):
     """Go on with an interrupted run."""
 
@@ -159,7 +175,7 @@ class ResumeJob(Config):
 
 
 Job = Annotated[
-    InspectJob | SegmentJob | RankJob | ContourletJob | EvaluateJob | TrainJob | DistillJob | ResumeJob,
+    InspectJob | SegmentJob | RankJob | ContourletJob | EvaluateJob | ExportJob | TrainJob | DistillJob | ResumeJob,
     Field(discriminator="kind"),
 ]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

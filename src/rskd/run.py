@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from rskd.backend import backend_of
 from rskd.config import ComputeOptions
 from rskd.errors import FileError, ParameterError
 from rskd.events import Task
@@ -19,6 +20,7 @@ from rskd.jobs import (
     ContourletJob,
     DistillJob,
     EvaluateJob,
+    ExportJob,
     InspectJob,
     Job,
     Outcome,
@@ -106,6 +108,10 @@ class Session:
                 from rskd.evaluate import evaluate
 
                 return (yield from evaluate(job))
+            case ExportJob():
+                from rskd.export import export
+
+                return (yield from export(job))
             case TrainJob() | DistillJob() | ResumeJob():
                 return (yield from self._train(job))
 
@@ -142,39 +148,39 @@ class Session:
             "classes": [{"name": info.name, "color": info.color} for info in model.spec.classes],
             "axes": result.labels.axes,
             "seconds": seconds,
-            "device": str(next(model.parameters()).device),
+            "device": backend_of(model).device,
             "model": model.spec.name,
         }
         return Outcome(value, found)
 
     def _rank(self, job: RankJob, arrays: Arrays) -> Task[Outcome]:
+        from rskd.models.exported import refuse_exported
         from rskd.rank import rank
 
-        files = {"teacher": job.teacher, "student": job.student}
-        models = {role: self._model(path, job.compute) for role, path in files.items() if path is not None}
+        files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
+        for path in files.values():
+            refuse_exported(path)
+        models = {role: self._model(path, job.compute) for role, path in files.items()}
         if not models:
             raise ParameterError("There is no network to look into: name a teacher, a student, or both.")
         return (yield from rank(models, find_image(job, arrays), job.options, output=job.output))
 
     def _model(self, path: Path, compute: ComputeOptions) -> Segmenter:
         """Return the network in a file, from memory if the file is the one that was read."""
-        from rskd.compute import choose_device, use_threads
         from rskd.models.presets import weight_file
-        from rskd.models.weights import load
+        from rskd.networks import open_network, place
 
-        use_threads(compute)
-        device = choose_device(compute)
         path = weight_file(path)
         try:
             facts = path.stat()
         except OSError as error:
             raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
         key = (path.resolve(), facts.st_mtime_ns, facts.st_size)
-        model = self._models.pop(key, None) or load(path)
+        model = self._models.pop(key, None) or open_network(path)
         self._models[key] = model
         while len(self._models) > KEPT:
             self._models.popitem(last=False)
-        return model.to(device)
+        return place(model, compute)
 
 
 def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Scan:
@@ -196,7 +202,7 @@ def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Sca
 
 
 def _inspect(job: InspectJob) -> Task[Outcome]:
-    from rskd.models.weights import inspect
+    from rskd.networks import inspect
 
     passport = inspect(job.model)
     value = {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle  # only for the name of the error that torch raises
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,9 @@ from torch import Tensor
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
 from rskd.io.files import write_atomically
+from rskd.models.exported import refuse_exported
+from rskd.models.passport import Passport as Passport
+from rskd.models.passport import sha256 as sha256
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
 
@@ -26,18 +27,6 @@ _PICKLE_OF_OLD = (b"(", b"c", b"}", b"]")
 """First bytes of a pickle of protocol 0, which has no mark of its own."""
 KEY = "rskd"
 """The one entry of the file's metadata: safetensors writes several in random order, and equal files must be equal."""
-
-
-@dataclass(frozen=True)
-class Passport:
-    """What a weight file says about itself."""
-
-    spec: ModelSpec
-    card: dict[str, str]
-    """Data, licence, recipe, measured accuracy … in words."""
-    parameters: int
-    bytes: int
-    sha256: str
 
 
 def save(path: Path, model: Segmenter, *, card: Mapping[str, str], half: bool = False) -> None:
@@ -105,12 +94,6 @@ def read_spec(path: Path) -> ModelSpec:
         raise FileError(f"{path} cannot be read: {error}.") from error
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with weight_file(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _stored(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     return tensor.half() if half and tensor.is_floating_point() else tensor
@@ -128,6 +111,7 @@ def _parse_spec(text: str, path: Path) -> ModelSpec:
 def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileError(f"There is no weight file {path}: check the name, or choose another file.")
+    refuse_exported(path)
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     spec_json, tensors, card = reader(path)
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

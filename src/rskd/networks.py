@@ -1,0 +1,72 @@
+"""Open the network in a file of any kind, and put it where the work runs; torch is imported only if it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rskd.config import ComputeOptions
+from rskd.errors import ResourceError
+from rskd.models.exported import SUFFIX, OnnxSegmenter, inspect_onnx
+from rskd.models.passport import Passport
+from rskd.models.presets import weight_file
+
+if TYPE_CHECKING:
+    from rskd.models.segmenter import Segmenter
+
+
+def open_network(path: Path) -> Segmenter:
+    """Return the network in a weight file, on the CPU.
+
+    Parameters
+    ----------
+    path
+        Name of a bundled network, a file that `rskd.models.weights.load` takes, or an ONNX file of `rskd export`: this
+        one stands in for a `Segmenter` wherever nothing is trained or observed, and needs no torch.
+
+    Raises
+    ------
+    FileError, ModelError
+        If the file cannot be read, or holds no network that can be used.
+    ResourceError
+        If a library that this kind of file needs is not installed.
+    """
+    path = weight_file(path)
+    if path.suffix.lower() == SUFFIX:
+        stand_in: Any = OnnxSegmenter(path)
+        return cast("Segmenter", stand_in)
+    from rskd.models import weights
+
+    return weights.load(path)
+
+
+def inspect(path: Path) -> Passport:
+    """Return what a weight file of any kind says about itself; parameters and errors as for `open_network`."""
+    path = weight_file(path)
+    if path.suffix.lower() == SUFFIX:
+        return inspect_onnx(path)
+    from rskd.models import weights
+
+    return weights.inspect(path)
+
+
+def place(model: Segmenter, compute: ComputeOptions) -> Segmenter:
+    """Return the network on the device, and with the threads, that `compute` asks for.
+
+    Raises
+    ------
+    ResourceError
+        If this computer has no such device, or the network cannot run there.
+    """
+    if isinstance(model, OnnxSegmenter):
+        if compute.device not in ("auto", "cpu"):
+            raise ResourceError(
+                f"An exported network runs on the CPU, not on {compute.device}: choose device 'auto', or the file it "
+                "was exported from."
+            )
+        model.use_threads(compute.threads)
+        return model
+    from rskd.compute import choose_device, use_threads
+
+    use_threads(compute)
+    return model.to(choose_device(compute))
