@@ -180,7 +180,7 @@ def read_partners(case: Case, scan: Scan, spec: ModelSpec) -> CaseArrays:
 
 def _draw(cases: Sequence[Case], count: int, seed: int) -> set[str]:
     """Draw about `count` cases, and with each all those that belong together with it (one patient, several images)."""
-    members = _groups(cases)
+    members = patients(cases)
     chosen: set[str] = set()
     for index in np.random.default_rng(seed).permutation(len(members)):
         missing = count - len(chosen)
@@ -189,8 +189,17 @@ def _draw(cases: Sequence[Case], count: int, seed: int) -> set[str]:
     return chosen or set(sorted(members, key=len)[0])
 
 
-def _groups(cases: Sequence[Case]) -> list[list[str]]:
-    """Return the names of the cases in groups that share the first number by which names differ, or the only one."""
+def patients(cases: Sequence[Case]) -> list[list[str]]:
+    """Return the names of the cases, those of one patient together.
+
+    One patient is what shares the first number by which names differ, if they differ by several; else every case.
+
+    Examples
+    --------
+    >>> names = ["p01_frame1", "p01_frame9", "p02_frame1"]
+    >>> patients([Case(name, Path(name + ".nii")) for name in names])
+    [['p01_frame1', 'p01_frame9'], ['p02_frame1']]
+    """
     numbers = {case.name: re.findall(r"\d+", case.name) for case in cases}
     deepest = max(map(len, numbers.values()))
     places = [i for i in range(deepest) if len({found[i] for found in numbers.values() if i < len(found)}) > 1]

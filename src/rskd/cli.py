@@ -32,6 +32,7 @@ from rskd.jobs import (
     InspectJob,
     Job,
     Outcome,
+    PreflightJob,
     RankJob,
     ResumeJob,
     SegmentJob,
@@ -53,6 +54,7 @@ _TITLES = {
 }
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainJob,
+    "preflight": PreflightJob,
     "distill": DistillJob,
     "resume": ResumeJob,
     "segment": SegmentJob,

@@ -129,10 +129,9 @@ class TrainJob(Config):
     """Device and threads."""
 
 
-class DistillJob(Config):
-    """Train a small student from a large teacher."""
+class _Distillation(Config):
+    """A pair, its data, and how it learns."""
 
-    kind: Literal["distill"] = "distill"
     teacher: Path
     """Weight file of the teacher, or the name of a bundled one."""
     student: str
@@ -140,14 +139,26 @@ class DistillJob(Config):
     or a JSON file that describes one."""
     data: DataOptions
     """Images and masks."""
-    run: Path
-    """New folder for everything the run writes."""
     training: TrainOptions = TrainOptions()
     """The loop."""
     distillation: DistillOptions = DistillOptions()
     """The objective."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
+
+
+class DistillJob(_Distillation):
+    """Train a small student from a large teacher."""
+
+    kind: Literal["distill"] = "distill"
+    run: Path
+    """New folder for everything the run writes."""
+
+
+class PreflightJob(_Distillation):
+    """Look at the data of a distillation, and at what it would cost, before it starts."""
+
+    kind: Literal["preflight"] = "preflight"
 
 
 class ExportJob(Config):
@@ -175,7 +186,16 @@ class ResumeJob(Config):
 
 
 Job = Annotated[
-    InspectJob | SegmentJob | RankJob | ContourletJob | EvaluateJob | ExportJob | TrainJob | DistillJob | ResumeJob,
+    InspectJob
+    | SegmentJob
+    | RankJob
+    | ContourletJob
+    | EvaluateJob
+    | ExportJob
+    | TrainJob
+    | DistillJob
+    | PreflightJob
+    | ResumeJob,
     Field(discriminator="kind"),
 ]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

@@ -9,13 +9,13 @@ from rskd.cases import Case
 from rskd.config import ModelSpec, TrainOptions
 from rskd.errors import FileError, ModelError, ParameterError
 from rskd.io import read_scan
-from rskd.jobs import DistillJob, TrainJob
+from rskd.jobs import DistillJob, PreflightJob, TrainJob
 from rskd.models import weights
 from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
 from rskd.models.segmenter import Segmenter
 
 
-def networks_for(job: TrainJob | DistillJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
+def networks_for(job: TrainJob | DistillJob | PreflightJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
     """Return the network to train, and its teacher where it has one."""
     if isinstance(job, TrainJob):
         return _network(job.model, lambda: _fresh_spec(job, case)), None

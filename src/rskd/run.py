@@ -24,6 +24,7 @@ from rskd.jobs import (
     InspectJob,
     Job,
     Outcome,
+    PreflightJob,
     RankJob,
     ResumeJob,
     SegmentJob,
@@ -112,6 +113,10 @@ class Session:
                 from rskd.export import export
 
                 return (yield from export(job))
+            case PreflightJob():
+                from rskd.preflight import preflight
+
+                return (yield from preflight(job))
             case TrainJob() | DistillJob() | ResumeJob():
                 return (yield from self._train(job))
 
