@@ -64,6 +64,12 @@ def test_hcl_is_the_formula(size):
     assert hierarchical_context_loss(student, teacher).item() == pytest.approx(brute_force_hcl(student, teacher), 1e-5)
 
 
+@pytest.mark.parametrize("size", [(9, 7), (8, 8), (4, 6), (1, 1)])
+def test_the_gradient_of_hcl_is_that_of_its_value(size):
+    student, teacher = (torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(hierarchical_context_loss, (student, teacher))
+
+
 def test_hcl_by_hand():
     """A difference of ±1 in a checkerboard: 1 at full size, 0 on every pooled map, weights 1, ½, ¼, ⅛."""
     sign = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1

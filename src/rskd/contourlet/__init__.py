@@ -12,7 +12,8 @@ True
 
 from rskd.contourlet.banks import noise_gains
 from rskd.contourlet.denoising import denoise
-from rskd.contourlet.extension import max_levels
+from rskd.contourlet.energy import weighted_energy
+from rskd.contourlet.extension import max_levels, plan_layout
 from rskd.contourlet.filters import DIRECTIONAL_FILTERS, PYRAMID_FILTERS
 from rskd.contourlet.stages import directional_bank, idirectional_bank, laplacian_pyramid
 from rskd.contourlet.subbands import Layout, Subband, Subbands
@@ -39,4 +40,6 @@ __all__ = [
     "max_levels",
     "noise_gains",
     "nonsubsampled_contourlet",
+    "plan_layout",
+    "weighted_energy",
 ]

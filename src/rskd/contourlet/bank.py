@@ -47,6 +47,11 @@ class Operator:
     matrix: Tensor
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a sub-band."""
+        return self.shape[0] // self.decimation[0], self.shape[1] // self.decimation[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the matrix and of its adjoint, which is made when it is needed."""
         return 2 * self.matrix.nbytes
@@ -90,7 +95,7 @@ def _spectra(x: Tensor, b: int) -> Tensor:
     return spectra
 
 
-def _mix(spectra: Tensor, matrix: Tensor) -> Tensor:
+def mix(spectra: Tensor, matrix: Tensor) -> Tensor:
     """Multiply per frequency: N × M × h × w spectra by a K × M × h × w matrix."""
     mixed = matrix[:, 0] * spectra[:, None, 0]
     for m in range(1, matrix.shape[1]):
@@ -98,32 +103,37 @@ def _mix(spectra: Tensor, matrix: Tensor) -> Tensor:
     return mixed  # N K h w
 
 
-def _chunk(images: Tensor, shape: tuple[int, int]) -> int:
+def chunk_size(images: Tensor, shape: tuple[int, int]) -> int:
     """Return how many images to work on at a time."""
     return max(1, CHUNK // (shape[0] * shape[1])) if images.device.type == "cpu" else max(1, len(images))
 
 
 def _analyse(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
     """Filter and decimate N × H × W: for each operator N × K × H/a × W/b."""
-    parts = [_analyse_chunk(chunk, operators) for chunk in torch.split(x, _chunk(x, operators[0].shape))]
+    if not len(x):  # not every Fourier transform takes nothing
+        return tuple(x.new_zeros(0, len(op.matrix), *op.grid) for op in operators)
+    parts = [_analyse_chunk(chunk, operators) for chunk in torch.split(x, chunk_size(x, operators[0].shape))]
     return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
 def _analyse_chunk(x: Tensor, operators: Operators) -> tuple[Tensor, ...]:
+    pairs = zip(spectra_of(x, operators), operators, strict=True)
+    return tuple(torch.fft.irfft2(mix(aliases, op.matrix), s=op.grid) for aliases, op in pairs)
+
+
+def spectra_of(x: Tensor, operators: Operators) -> list[Tensor]:
+    """Return what each operator mixes, from images N × H × W: N × b·a × H/a × (W/b)//2+1."""
     spectra = {b: _spectra(x, b) for b in {op.decimation[1] for op in operators}}
-    outputs = []
-    for op in operators:
-        (a, b), (rows, columns) = op.decimation, op.shape
-        aliases = spectra[b].reshape(
-            len(x), b * a, rows // a, spectra[b].shape[-1]
-        )  # a view: the aliases of one component are its rows
-        outputs.append(torch.fft.irfft2(_mix(aliases, op.matrix), s=(rows // a, columns // b)))
-    return tuple(outputs)
+    return [  # a view: the aliases of one component are its rows
+        spectra[op.decimation[1]].reshape(len(x), *op.matrix.shape[1:]) for op in operators
+    ]
 
 
 def _adjoint(stacks: Sequence[Tensor], operators: Operators) -> Tensor:
     """Apply the transpose of `_analyse`: N × K × H/a × W/b each to N × H × W."""
-    size = _chunk(stacks[0], operators[0].shape)
+    if not len(stacks[0]):
+        return stacks[0].new_zeros(0, *operators[0].shape)
+    size = chunk_size(stacks[0], operators[0].shape)
     parts = [
         _adjoint_chunk(chunks, operators)
         for chunks in zip(*(torch.split(stack, size) for stack in stacks), strict=True)
@@ -132,11 +142,16 @@ def _adjoint(stacks: Sequence[Tensor], operators: Operators) -> Tensor:
 
 
 def _adjoint_chunk(stacks: Sequence[Tensor], operators: Operators) -> Tensor:
+    return images_of([torch.fft.rfft2(stack) for stack in stacks], operators)
+
+
+def images_of(bands: Sequence[Tensor], operators: Operators) -> Tensor:
+    """Apply the adjoint of every operator to spectra N × K × H/a × (W/b)//2+1 and add up: images N × H × W."""
     rows, columns = operators[0].shape
     totals: dict[int, Tensor] = {}
-    for stack, op in zip(stacks, operators, strict=True):
+    for stack, op in zip(bands, operators, strict=True):
         b = op.decimation[1]
-        mixed = _mix(torch.fft.rfft2(stack), op.adjoint_matrix)
+        mixed = mix(stack, op.adjoint_matrix)
         spectra = mixed.reshape(len(stack), b, rows, mixed.shape[-1])
         totals[b] = totals[b].add_(spectra) if b in totals else spectra
     parts = [torch.fft.irfft2(total, s=(rows, columns // b)) for b, total in totals.items()]  # N b H W/b

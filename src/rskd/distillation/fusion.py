@@ -9,13 +9,15 @@ Only the student's side learns anything: with trainable layers on both sides, bo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rskd.config import FusionOptions
-from rskd.distillation.refine import GROUPS, REFINEMENTS
+from rskd.distillation.refine import GROUPS, REFINEMENTS, Pointwise
 from rskd.errors import ParameterError
 
 POOLS = (4, 2, 1)
@@ -39,17 +41,47 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> hierarchical_context_loss(torch.ones(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
-    tensor(1.)
+    >>> round(hierarchical_context_loss(torch.ones(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)).item(), 6)
+    1.0
     """
-    loss, total, weight = F.mse_loss(student, teacher), 1.0, 1.0
-    for side in POOLS:
-        if side >= min(student.shape[2:]):
-            continue
-        weight /= 2
-        loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(student, side), F.adaptive_avg_pool2d(teacher, side))
-        total += weight
-    return loss / total
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    with torch.autocast(student.device.type, enabled=False):
+        loss: Tensor = _ContextLoss.apply(student.to(dtype) - teacher.to(dtype))
+    return loss
+
+
+class _ContextLoss(torch.autograd.Function):
+    """The loss of a residual (B, C, H, W): pooling is linear, so that all sides come from it in two small products."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor) -> Tensor:
+        residual = residual.movedim(1, -1).contiguous()  # B H W C
+        height, width, channels = residual.shape[1:]
+        sides = [side for side in POOLS if side < min(height, width)]
+        rows, columns = (_pooling(size, sides, residual) for size in (height, width))
+        pooled = columns @ (rows @ residual.flatten(2)).view(len(residual), -1, width, channels)  # B S S C
+        total: float = 2 - 0.5 ** len(sides)  # 1 + ½ + ¼ …
+        blocks = [residual.new_full((side, side), 0.5**i / side**2) for i, side in enumerate(sides, start=1)]
+        shares: Tensor = torch.block_diag(*blocks)[..., None]  # type: ignore[no-untyped-call]  # S S 1, 0 between sides
+        shares = shares / (len(residual) * channels * total)
+        full = ctx.full = 1 / (residual.numel() * total)
+        ctx.save_for_backward(residual, rows, columns, shares * pooled)
+        squares: Tensor = residual.flatten().dot(residual.flatten())
+        return squares * full + (shares * pooled.square()).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        residual, rows, columns, pooled = ctx.saved_tensors
+        spread = (columns.mT @ pooled).flatten(2)  # B S W·C
+        total = torch.baddbmm(residual.flatten(2), rows.mT.expand(len(spread), -1, -1), spread, beta=ctx.full)
+        return total.mul_(2 * grad).view_as(residual).movedim(-1, 1)
+
+
+def _pooling(size: int, sides: Sequence[int], like: Tensor) -> Tensor:
+    """Return the matrix (Σ sides, size) that pools an axis to every one of `sides`."""
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return torch.cat([like.new_zeros(size, 0), *(F.adaptive_avg_pool1d(identity, side) for side in sides)], dim=1).mT
 
 
 def channel_wise_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -77,7 +109,7 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, *, gate: str) -> None:
         super().__init__()
-        self.space = nn.Conv2d(2 * channels, 2, 1) if gate != "channel" else None
+        self.space = Pointwise(2 * channels, 2) if gate != "channel" else None
         self.channel = ChannelGate(channels) if gate != "space" else None
 
     def forward(self, stage: Tensor, deeper: Tensor) -> Tensor:
@@ -144,7 +176,7 @@ class FusionTerm(nn.Module):
         self.loss = LOSSES[options.loss]
         self.target = TARGETS[options.target]
         self.enter = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.GroupNorm(GROUPS, width)) for c in student_channels
+            nn.Sequential(Pointwise(c, width, bias=False), nn.GroupNorm(GROUPS, width)) for c in student_channels
         )
         self.fusions = nn.ModuleList(Fusion(width, gate=options.gate) for _ in student_channels[:-1])
         refine = REFINEMENTS.get(options.refine)
@@ -203,4 +235,9 @@ def on_grid(deeper: Tensor, stage: Tensor) -> Tensor:
 def same_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Pool the larger of both maps (B, C, H, W) to the grid of the smaller."""
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return F.adaptive_avg_pool2d(student, grid), F.adaptive_avg_pool2d(teacher, grid)
+    return pool_to(student, grid), pool_to(teacher, grid)
+
+
+def pool_to(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return `x` (B, C, H, W) averaged to a coarser grid, or as it is where it has that grid already."""
+    return x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid)

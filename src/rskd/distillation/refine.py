@@ -10,8 +10,27 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 GROUPS = 4
+
+
+class Pointwise(nn.Conv2d):
+    """A 1 × 1 convolution, computed as one product with its matrix: several times faster on a CPU.
+
+    Examples
+    --------
+    >>> layer, x = Pointwise(3, 2), torch.randn(1, 3, 4, 4)
+    >>> torch.allclose(layer(x), F.conv2d(x, layer.weight, layer.bias), atol=1e-6)
+    True
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map (B, C', H, W) of `x` (B, C, H, W)."""
+        return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class SpatialRefinement(nn.Module):
@@ -28,11 +47,9 @@ class SpatialRefinement(nn.Module):
         scale = self.norm.weight.abs()  # a scale can train below zero; its size is what informs
         weight = torch.sigmoid(normed * (scale / (scale.sum() + 1e-6))[:, None, None])
         informative = weight > self.threshold
-        strong = torch.where(informative, torch.ones_like(weight), weight) * x
-        weak = torch.where(informative, torch.zeros_like(weight), weight) * x
-        strong_a, strong_b = strong.chunk(2, dim=1)
-        weak_a, weak_b = weak.chunk(2, dim=1)
-        return torch.cat([strong_a + weak_b, strong_b + weak_a], dim=1)
+        weighted = weight * x
+        strong, weak = torch.where(informative, x, weighted), weighted.masked_fill(informative, 0)
+        return strong + weak.roll(x.shape[1] // 2, dims=1)  # each half with the other one's weak part
 
 
 class ChannelRefinement(nn.Module):
@@ -41,11 +58,11 @@ class ChannelRefinement(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half, squeezed = channels // 2, channels // 4
-        self.squeeze_rich = nn.Conv2d(half, squeezed, 1, bias=False)
-        self.squeeze_plain = nn.Conv2d(half, squeezed, 1, bias=False)
+        self.squeeze_rich = Pointwise(half, squeezed, bias=False)
+        self.squeeze_plain = Pointwise(half, squeezed, bias=False)
         self.groupwise = nn.Conv2d(squeezed, channels, 3, padding=1, groups=2)
-        self.pointwise_rich = nn.Conv2d(squeezed, channels, 1, bias=False)
-        self.pointwise_plain = nn.Conv2d(squeezed, channels - squeezed, 1, bias=False)
+        self.pointwise_rich = Pointwise(squeezed, channels, bias=False)
+        self.pointwise_plain = Pointwise(squeezed, channels - squeezed, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the refined map, same shape (B, C, H, W)."""
@@ -53,9 +70,10 @@ class ChannelRefinement(nn.Module):
         rich, plain = self.squeeze_rich(rich), self.squeeze_plain(plain)
         transformed = self.groupwise(rich) + self.pointwise_rich(rich)
         reused = torch.cat([self.pointwise_plain(plain), plain], dim=1)
-        both = torch.stack([transformed, reused], dim=1)  # B 2 C H W
-        share = both.mean((3, 4), keepdim=True).softmax(1)
-        return (share * both).sum(1)
+        means = [x.mean((2, 3), keepdim=True) for x in (transformed, reused)]
+        share = torch.sigmoid(means[0] - means[1])  # the softmax of two
+        refined: Tensor = reused + share * (transformed - reused)
+        return refined
 
 
 class ConcurrentExcitation(nn.Module):
@@ -70,7 +88,7 @@ class ConcurrentExcitation(nn.Module):
             nn.Conv2d(channels // reduction, channels, 1),
             nn.Sigmoid(),
         )
-        self.space = nn.Sequential(nn.Conv2d(channels, 1, 1), nn.Sigmoid())
+        self.space = nn.Sequential(Pointwise(channels, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the refined map, same shape (B, C, H, W)."""

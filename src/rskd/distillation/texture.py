@@ -11,15 +11,25 @@ the contourlet decomposition module.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rskd.config import TextureOptions
-from rskd.contourlet import Subband, contourlet, noise_gains, nonsubsampled_contourlet
+from rskd.contourlet import (
+    Layout,
+    Subband,
+    contourlet,
+    noise_gains,
+    nonsubsampled_contourlet,
+    plan_layout,
+    weighted_energy,
+)
+from rskd.distillation.fusion import pool_to
 from rskd.errors import ParameterError
 
 DIRECTIONAL_GRID = 12
@@ -108,30 +118,45 @@ def texture_loss(
     if loss not in ("mse", *COMPARISONS):
         raise ParameterError(f"loss={loss!r} is not known: use one of mse, {', '.join(COMPARISONS)}")
     orders = levels_for(student.shape[-2:]) if levels is None else tuple(levels)
-    transform = partial(
-        _normalised, levels=orders, nonsubsampled=nonsubsampled, pyramid=pyramid, directional=directional
+    layout = plan_layout(
+        (student.shape[-2], student.shape[-1]),
+        orders,
+        pyramid=pyramid,
+        directional=directional,
+        border="periodic",
+        nonsubsampled=nonsubsampled,
     )
     if loss == "mse":  # the transform is linear: once, on the residual
-        distances = [(band, y.square().mean()) for band, y in transform(student - teacher)]
-    else:
-        compare = COMPARISONS[loss]
-        pairs = zip(transform(student), transform(teacher), strict=True)
-        distances = [(band, compare(s, t, band)) for (band, s), (_, t) in pairs]
-    levels_compared = len(orders) + 1 if lowpass else len(orders)
+        return weighted_energy(student - teacher, layout, _mean_weights(layout, lowpass)) / student[..., 0, 0].numel()
+    pairs = zip(_normalised(student, layout), _normalised(teacher, layout), strict=True)
+    distances = [(band.level, COMPARISONS[loss](s, t, band)) for (band, s), (_, t) in pairs]
     means = [
-        torch.stack([value for band, value in distances if band.level == level]).mean()
-        for level in range(levels_compared)  # the lowpass is the level after the last
+        torch.stack([value for at, value in distances if at == level]).mean()
+        for level in range(_levels_compared(layout, lowpass))
     ]
     return torch.stack(means).mean()
 
 
-def _normalised(
-    maps: Tensor, *, levels: tuple[int, ...], nonsubsampled: bool, pyramid: str, directional: str
-) -> list[tuple[Subband, Tensor]]:
+def _levels_compared(layout: Layout, lowpass: bool) -> int:
+    return len(layout.levels) + int(lowpass)  # the lowpass is the level after the last
+
+
+@lru_cache(maxsize=64)
+def _mean_weights(layout: Layout, lowpass: bool) -> tuple[float, ...]:
+    """Return what a squared coefficient of every sub-band counts: normalised, and means of means over the levels."""
+    levels, bands = _levels_compared(layout, lowpass), layout.describe()
+    alike = Counter(band.level for band in bands)
+    return tuple(
+        (band.level < levels) / (levels * alike[band.level] * band.shape[0] * band.shape[1] * gain**2)
+        for band, gain in zip(bands, noise_gains(layout), strict=True)
+    )
+
+
+def _normalised(maps: Tensor, layout: Layout) -> list[tuple[Subband, Tensor]]:
     """Transform, and divide every sub-band by its standard deviation for white noise."""
-    decompose = nonsubsampled_contourlet if nonsubsampled else contourlet
-    subbands = decompose(maps, levels, pyramid=pyramid, directional=directional)
-    gains = noise_gains(subbands.layout)
+    decompose = nonsubsampled_contourlet if layout.nonsubsampled else contourlet
+    subbands = decompose(maps, layout.levels, pyramid=layout.pyramid, directional=layout.directional)
+    gains = noise_gains(layout)
     return [(band, y / gain) for (band, y), gain in zip(subbands.items(), gains, strict=True)]
 
 
@@ -194,8 +219,9 @@ class TextureTerm(nn.Module):
         options = self.options
         grid = min(student.shape[-2], teacher.shape[-2]), min(student.shape[-1], teacher.shape[-1])
         with torch.autocast(student.device.type, enabled=False):
-            student, teacher = (F.adaptive_avg_pool2d(maps.float(), grid) for maps in (student, teacher.detach()))
-            projected = F.conv2d(student, self.projector.weight.float())
+            student, teacher = (pool_to(maps.float(), grid) for maps in (student, teacher.detach()))
+            weight = self.projector.weight.float().flatten(1).expand(len(student), -1, -1)
+            projected = (weight @ student.flatten(2)).view(len(student), -1, *grid)
             return texture_loss(
                 projected,
                 torch.cat(
@@ -220,6 +246,7 @@ def standardise(maps: Tensor) -> Tensor:
     1.0
     """
     centred = maps - maps.mean((0, 2, 3), keepdim=True)
-    deviation = centred.square().mean((0, 2, 3), keepdim=True).sqrt()
+    count = maps[:, 0].numel()
+    deviation: Tensor = torch.linalg.vector_norm(centred, dim=(0, 2, 3), keepdim=True) / count**0.5
     tiny = torch.finfo(maps.dtype).tiny
     return centred / deviation.clamp_min(1e-3 * deviation.max()).clamp_min(tiny)
