@@ -1,3 +1,5 @@
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 import torch
@@ -6,12 +8,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rskd.backend_torch import TorchBackend
 from rskd.config import BACKGROUND, ClassInfo, ModelSpec, SegmentOptions
-from rskd.errors import ParameterError
-from rskd.events import Progress, drain
+from rskd.errors import ParameterError, ResourceError
+from rskd.events import Message, Progress, drain
 from rskd.models.normalise import normalise
+from rskd.recipe import Setting
 from rskd.scan import Scan
-from rskd.segment import segment
+from rskd.segment import Room, segment
 
 
 def spec(**fields: object) -> ModelSpec:
@@ -246,3 +250,320 @@ def test_memory_is_the_image_and_one_map(probabilities: bool) -> None:
     with LargeTensors(size * size * 4) as large:  # half of the map
         drain(segment(Identity(2), Scan(noise(2, size, size), "cyx"), options))
     assert len(large.found) == 2
+
+
+# ------------------------------------------------------------------------------------- axes, sizes, regions, emptiness
+
+
+def isotropic(axis: str) -> Scan:
+    spacing = {letter: 1.0 if letter != axis else 4.0 for letter in "zyx"}
+    return Scan(noise(6, 40, 50), "zyx", spacing=tuple(spacing[letter] for letter in "zyx"), units="mm")
+
+
+def logits_along(axis: str, data: np.ndarray) -> np.ndarray:
+    """The softmax of `Blurry` on every plane across an axis of a volume that one tile covers."""
+    model, place = Blurry().eval(), "zyx".index(axis)
+    stack = np.moveaxis(data, place, 0)
+    planes = np.stack([normalise(plane[None], model.spec) for plane in stack])
+    padding = [(0, 0), (0, 0), *((((64 - n) // 2 + (64 - n) % 2), (64 - n) // 2) for n in planes.shape[2:])]
+    padded = np.pad(planes, padding, mode="symmetric")
+    with torch.no_grad():
+        values = model(torch.from_numpy(padded)).softmax(1).numpy()
+    cut = tuple(slice(before, before + n) for (before, _), n in zip(padding[2:], planes.shape[2:], strict=True))
+    return np.moveaxis(values[(slice(None), slice(None), *cut)].swapaxes(0, 1), 1, place + 1)
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_planes_are_cut_along_the_axis_that_is_asked_for_or_fits_best(axis: str) -> None:
+    scan = isotropic(axis)
+    expected = logits_along(axis, scan.data)
+    for asked in (axis, "auto"):
+        result = drain(segment(Blurry(), scan, SegmentOptions(tile=64, axis=asked, probabilities=True)))
+        assert result.probabilities is not None
+        np.testing.assert_allclose(result.probabilities.data, expected, rtol=0, atol=1e-5)
+        assert (result.labels.axes, result.labels.data.shape, result.recipe.axis) == ("zyx", scan.data.shape, axis)
+    messages = [event.text for event in segment(Blurry(), scan) if isinstance(event, Message)]
+    assert len(messages) == (axis != "z")
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_mean_over_three_axes(probabilities: bool) -> None:
+    scan = isotropic("x")
+    expected = np.mean([logits_along(axis, scan.data) for axis in "zyx"], 0)
+    result = drain(segment(Blurry(), scan, SegmentOptions(tile=64, axis="all", probabilities=probabilities)))
+    if probabilities:
+        assert result.probabilities is not None
+        np.testing.assert_allclose(result.probabilities.data, expected, rtol=0, atol=1e-5)
+    assert_labels(result.labels.data, expected)
+
+
+def assert_labels(labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """They are those of the largest probability, wherever the next one is not as large within rounding."""
+    second, first = np.sort(probabilities, axis=0)[-2:]
+    clear = first - second > 2e-5
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], probabilities.argmax(0)[clear])
+
+
+def test_an_axis_needs_a_volume() -> None:
+    with pytest.raises(ParameterError, match="axis='x' needs a volume"):
+        drain(segment(Blurry(), Scan(noise(20, 20), "yx"), SegmentOptions(axis="x")))
+
+
+class Chunked:
+    """Data of any size that are read in windows and stored in blocks; it remembers the largest read."""
+
+    def __init__(self, data: np.ndarray, chunks: object) -> None:
+        self.data, self.chunks, self.largest, self.reads = data, chunks, 0, 0
+        self.shape, self.dtype = data.shape, data.dtype
+
+    def __getitem__(self, place: object) -> np.ndarray:
+        part = self.data[place]
+        self.largest, self.reads = max(self.largest, part.size), self.reads + 1
+        return part
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "all"])
+@pytest.mark.parametrize("chunks", [None, (2, 16, 64), ((2, 1), (30, 30, 30), (70, 40))])
+@pytest.mark.parametrize("kind", ["zscore", "percentile"])
+def test_a_result_does_not_depend_on_regions_and_chunks(
+    monkeypatch: pytest.MonkeyPatch, axis: str, chunks: object, kind: str
+) -> None:
+    data = noise(3, 90, 110)
+    options = SegmentOptions(axis=axis, probabilities=True)
+    expected = drain(segment(Blurry(normalisation=kind), Scan(data, "zyx"), options))
+    monkeypatch.setattr("rskd.segment.free_memory", lambda device: 400_000)  # for the plan, not for the result
+    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, 3, probabilities=True))
+    lazy = Chunked(data, chunks)
+    small = options.model_copy(update={"region": 48})
+    found = drain(segment(Blurry(normalisation=kind), Scan(lazy, "zyx"), small))
+    assert lazy.largest < data.size / 2
+    assert expected.probabilities is not None
+    assert found.probabilities is not None
+    np.testing.assert_allclose(found.probabilities.data, expected.probabilities.data, rtol=0, atol=1e-6)
+    assert_labels(found.labels.data, np.asarray(expected.probabilities.data))
+
+
+@pytest.mark.parametrize("frame", [None, 150])
+@pytest.mark.parametrize("spacing", [None, 0.7, 1.6])
+def test_a_resampled_result_does_not_depend_on_regions(
+    monkeypatch: pytest.MonkeyPatch, frame: int | None, spacing: float | None
+) -> None:
+    scan = Scan(noise(90, 70), "yx", spacing=(1000, 1500), units="um")
+    model = Blurry(frame=frame, spacing=spacing)
+    whole = drain(segment(model, scan, SegmentOptions(probabilities=True)))
+    monkeypatch.setattr("rskd.segment.free_memory", lambda device: 400_000)
+    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, 3, probabilities=True))
+    parts = drain(segment(model, scan, SegmentOptions(probabilities=True, region=32)))
+    assert whole.probabilities is not None
+    assert parts.probabilities is not None
+    np.testing.assert_allclose(parts.probabilities.data, whole.probabilities.data, rtol=0, atol=1e-5)
+
+
+def test_pixels_are_brought_to_the_size_of_the_training_and_the_result_back() -> None:
+    seen = []
+
+    class Watching(Identity):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return images
+
+    y, x = np.mgrid[:60, :40]
+    data = np.stack([y + x, x - y]).astype(np.float32)
+    scan = Scan(data, "cyx", spacing=(1.0, 0.5), units="mm")
+    model = Watching(spacing=0.5, image_size=160)
+    events: list[object] = []
+    result = collect(segment(model, scan, SegmentOptions(probabilities=True)), events)
+    # twice as many rows, in the middle of one tile of 160 pixels
+    expected = torch.from_numpy(normalise(data, model.spec))[None]
+    expected = F.interpolate(expected, (120, 40), mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen[0][:, :, 20:140, 60:100], expected, rtol=0, atol=1e-5)
+    assert [event.text for event in events if isinstance(event, Message)] == [
+        "Planes are resampled from 60 x 40 to 120 x 40 pixels of 0.5 mm, as in the training."
+    ]
+    assert (result.recipe.spacing, result.labels.spacing, result.labels.data.shape) == (0.5, (1.0, 0.5), (60, 40))
+    back = F.interpolate(expected.softmax(1), (60, 40), mode="bilinear", antialias=True)[0]
+    np.testing.assert_allclose(result.probabilities.data, back, atol=1e-5)
+
+    seen.clear()
+    plain = drain(segment(model, scan, SegmentOptions(resample=False)))
+    torch.testing.assert_close(seen[0][:, :, 50:110, 60:100], torch.from_numpy(normalise(data, model.spec))[None])
+    assert plain.recipe.spacing is None
+
+
+def collect(task, events: list[object]):
+    """Run a task to its end; returns its result and fills in its events."""
+    while True:
+        try:
+            events.append(next(task))
+        except StopIteration as end:
+            return end.value
+
+
+def test_pixels_of_another_order_of_magnitude_are_refused() -> None:
+    scan = Scan(noise(20, 20), "yx", spacing=(5, 5), units="um")
+    with pytest.raises(ParameterError, match=r"A pixel of the image is 0\.005 mm wide, net was trained at 0\.5 mm"):
+        drain(segment(Blurry(spacing=0.5), scan))
+    drain(segment(Blurry(spacing=0.5), scan, SegmentOptions(resample=False)))
+    drain(segment(Blurry(spacing=0.5), Scan(noise(20, 20), "yx", spacing=(5, 5))))  # no unit: nothing is known
+
+
+def test_a_level_lies_where_the_picture_does() -> None:
+    data = noise(40, 60)
+    low = data.reshape(20, 2, 20, 3).mean((1, 3))
+    affine = np.array([[0, 2.0, 7], [1.0, 0, 5], [0, 0, 1]])
+    scan = Scan(data, "yx", spacing=(1, 2), units="mm", affine=affine, pyramid=(low,))
+    result = drain(segment(Blurry(), scan, SegmentOptions(level=1)))
+    direct = drain(segment(Blurry(), Scan(low, "yx")))
+    np.testing.assert_array_equal(result.labels.data, direct.labels.data)
+    assert (result.labels.spacing, result.recipe.level) == ((2.0, 6.0), 1)
+    np.testing.assert_allclose(result.labels.affine @ [0, 0, 1], affine @ [0.5, 1, 1])  # the middle of 2 x 3 pixels
+    np.testing.assert_allclose(result.labels.affine @ [3, 4, 1], affine @ [6.5, 13, 1])
+    with pytest.raises(ParameterError, match="level=2 does not exist: the image is stored at 2 resolutions"):
+        drain(segment(Blurry(), scan, SegmentOptions(level=2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "empty"),
+    [({"skip_flat": 0}, "constant"), ({"skip_flat": 3}, "flat"), ({"skip_dark": 4}, "flat"), ({"skip_dark": 0.5}, "")],
+)
+def test_empty_tiles_are_background_and_not_run(options: dict[str, float], empty: str) -> None:
+    ran = []
+
+    class Watching(Blurry):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            ran.extend(images)
+            return super().forward(images)
+
+    data = noise(64, 160)
+    data[:, 64:] = np.random.default_rng(1).uniform(1, 4, (64, 96))  # nearly flat and dark
+    if empty == "constant":
+        data[:, 64:] = 3.5
+    scan = Scan(data, "yx")
+    plain = drain(segment(Watching(), scan, SegmentOptions(overlap=0)))
+    everything = len(ran)
+    ran.clear()
+    events: list[object] = []
+    result = collect(segment(Watching(), scan, SegmentOptions(overlap=0, **options)), events)
+    assert everything == 10
+    assert len(ran) == (4 if empty else 10)
+    assert events[-1] == Progress(10, 10, "tiles")
+    np.testing.assert_array_equal(result.labels.data[:, :64], plain.labels.data[:, :64])
+    if empty:
+        assert not result.labels.data[:, 64:].any()
+    assert (result.recipe.skip_flat, result.recipe.skip_dark) == (options.get("skip_flat"), options.get("skip_dark"))
+
+
+# -------------------------------------------------------------------------------------------------------- out of memory
+
+
+class Tight(Blurry):
+    """Has memory for few tiles, small tiles, or none at all on the device where it is."""
+
+    def __init__(self, *, batch: int = 256, tile: int = 8192, device: str = "cpu") -> None:
+        super().__init__()
+        self.batch, self.tile, self.calls = batch, tile, 0
+        self.backend = FakeBackend(device)
+
+    def to(self, device: str) -> "Tight":
+        self.backend = FakeBackend(device)
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 1 and (len(images) > self.batch or images.shape[-1] > self.tile):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB.")
+        if self.backend.device != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(images)
+
+
+class FakeBackend(TorchBackend):
+    """Tensors on the CPU that are said to be elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("cpu")
+        self.name = name
+
+    @property
+    def device(self) -> str:
+        return self.name
+
+
+@pytest.mark.parametrize(
+    ("tight", "final", "steps"),
+    [
+        ({"batch": 2}, {"batch_size": 2, "tile": 64, "device": "cpu"}, 1),
+        ({"device": "mps"}, {"batch_size": 1, "tile": 64, "device": "cpu"}, 3),
+        ({"tile": 32}, {"batch_size": 1, "tile": 32, "device": "cpu"}, 3),
+        ({"tile": 16, "device": "mps"}, {"batch_size": 1, "tile": 16, "device": "cpu"}, 5),
+    ],
+)
+def test_out_of_memory_makes_the_batch_smaller_then_the_device_the_cpu_then_the_tile_smaller(
+    tight: dict[str, object], final: dict[str, object], steps: int
+) -> None:
+    scan = Scan(noise(2, 90, 120), "zyx")
+    model, events = Tight(**tight), []
+    options = SegmentOptions(tile=64, batch_size=4, probabilities=True)
+    result = collect(segment(model, scan, options), events)
+    recipe = result.recipe
+    assert {field: getattr(recipe, field) for field in final} == final
+    said = [event.text for event in events if isinstance(event, Message) and event.warning]
+    assert len(said) == steps
+    assert tuple(said) == recipe.setbacks
+    order = [
+        next(i for i, word in enumerate(("at a time", "on the CPU", "beginning again")) if word in t) for t in said
+    ]
+    assert order == sorted(order)
+    assert events[-1].done == events[-1].total
+    assert model.backend.device == tight.get("device", "cpu")  # it is given back where it was
+    again = options.model_copy(update={"tile": recipe.tile, "batch_size": recipe.batch_size})
+    expected = drain(segment(Blurry(), scan, again))
+    np.testing.assert_allclose(result.probabilities.data, expected.probabilities.data, rtol=0, atol=1e-5)
+    assert recipe.weights == expected.recipe.weights
+
+
+def test_when_nothing_can_be_made_smaller_it_is_said() -> None:
+    model = Tight(tile=8)
+    with pytest.raises(ResourceError, match=r"does not hold 1 tile of 16 x 16 pixels, and there is nothing left"):
+        drain(segment(model, Scan(noise(200, 200), "yx")))
+
+
+def test_other_errors_of_the_network_are_its_own() -> None:
+    class Broken(Blurry):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        drain(segment(Broken(), Scan(noise(50, 50), "yx")))
+
+
+def test_a_result_larger_than_the_memory_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rskd.segment.free_memory", lambda device: 10_000)
+    with pytest.raises(ResourceError, match="have it written to an OME-Zarr"):
+        drain(segment(Blurry(), Scan(noise(200, 200), "yx")))
+
+
+@pytest.mark.parametrize(
+    ("free", "device", "expected"), [(2**40, "cpu", 4), (2**40, "mps", 32), (2**28, "mps", 2), (1, "cpu", 1)]
+)
+def test_the_batch_follows_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, device: str, expected: int
+) -> None:
+    monkeypatch.setattr("rskd.recipe.free_memory", lambda device: free)
+    setting = Setting.chosen(SegmentOptions(), spec(image_size=256), device)
+    assert (setting.tile, setting.batch_size) == (256, expected)
+
+
+def test_the_recipe_names_the_network() -> None:
+    scan = Scan(noise(40, 40), "yx")
+    first, same = (drain(segment(Blurry(), scan)).recipe for _ in range(2))
+    changed = Blurry()
+    with torch.no_grad():
+        changed.weight[0, 0, 0, 0] += 1
+    other = drain(segment(changed, scan)).recipe
+    assert first == same
+    assert first.weights != other.weights
+    assert len(first.weights) == 64
+    assert first.version == version("napari-rskd")
+    assert (first.tile, first.overlap, first.batch_size, first.device, first.setbacks) == (32, 0.25, 4, "cpu", ())

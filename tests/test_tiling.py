@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
 from rskd.backend_torch import TorchBackend
-from rskd.errors import ResourceError
-from rskd.tiling import Tiling, cut, predict_tiled, spans
+from rskd.tiling import SURE, Tiling, Work, cut, predict_tiled, spans
 
 LENGTHS = st.integers(1, 200)
 TILES = st.sampled_from([1, 2, 5, 16, 48])
@@ -100,12 +99,40 @@ def test_planes_are_asked_for_one_after_another_and_reported_when_complete() -> 
     assert seen == [(3, [0.0], 2), (3, [1.0, 2.0], 3)]
 
 
-def test_no_memory_is_said_in_words() -> None:
-    def full(images: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([4, 16, 32]), OVERLAPS, st.data())
+def test_a_window_is_blended_as_in_the_whole_plane(
+    height: int, width: int, tile: int, overlap: float, data: st.DataObject
+) -> None:
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    image = torch.randn(1, height, width, generator=torch.Generator().manual_seed(height * 71 + width))
+    network = torch.nn.Conv2d(1, 2, 3, padding=1, bias=False)  # sees where its tile ends
+    tiling = Tiling.over((height, width), tile=tile, overlap=overlap, backend=TORCH)
+    whole = run(network, image, tiling, classes=2)
+    part, rows, columns = tiling.touching(slice(top, bottom), slice(left, right))
+    block = run(network, image[:, rows, columns], part, classes=2)
+    inside = block[:, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
+    torch.testing.assert_close(inside, whole[:, top:bottom, left:right], rtol=0, atol=1e-6)
 
-    with pytest.raises(ResourceError, match=r"^4 tiles of 16 x 16 pixels do not fit .*: use a smaller batch size"):
-        run(full, torch.zeros(1, 64, 64), Tiling.over((64, 64), tile=16, overlap=0, backend=TORCH), classes=1)
+
+def test_empty_tiles_are_not_run_and_say_background() -> None:
+    image = torch.zeros(1, 32, 64)
+    image[:, :, 32:] = torch.rand(1, 32, 32)
+    ran, canvas = [], torch.zeros(2, 32, 64)
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        ran.append(len(images))
+        return torch.ones(len(images), 2, 16, 16)
+
+    work = Work(image, canvas, lambda tile: bool((tile == 0).all()))
+    tiling = Tiling.over((32, 64), tile=16, overlap=0, backend=TORCH)
+    counts = [(count, len(done)) for count, done in predict_tiled(network, [work], tiling, batch_size=3)]
+    assert ran == [3, 1]
+    assert counts == [(7, 0), (1, 1)]
+    assert (canvas[0, :, :32] == 0).all()
+    assert (canvas[1, :, :32] == -SURE).all()
+    assert (canvas[:, :, 32:] == 1).all()
 
 
 def test_nothing_is_recorded_for_gradients() -> None:

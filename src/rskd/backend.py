@@ -44,9 +44,6 @@ class Backend(Protocol):
     def strongest(self, values: Array) -> Array:
         """Return the index of the largest of K values (K, H, W) for every pixel."""
 
-    def resize(self, values: Array, shape: tuple[int, int]) -> Array:
-        """Return maps (C, H, W) at another size: bilinear, averaged where they get smaller."""
-
     def running(self) -> AbstractContextManager[object]:
         """Return what a network runs in: nothing is recorded for gradients."""
 
@@ -97,32 +94,9 @@ class NumpyBackend:
             highest = np.maximum(highest, values[k])
         return index
 
-    def resize(self, values: Array, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """See `Backend`."""
-        rows, columns = (_resampling(n, m) for n, m in zip(values.shape[1:], shape, strict=True))
-        resized: NDArray[np.float32] = rows @ values @ columns.T
-        return resized
-
     def running(self) -> AbstractContextManager[object]:
         """See `Backend`."""
         return nullcontext()
-
-
-def _resampling(length: int, wanted: int) -> NDArray[np.float32]:
-    """Return the matrix (wanted, length) of linear interpolation, its triangle widened where pixels are averaged.
-
-    Examples
-    --------
-    >>> (_resampling(4, 2) * 7).round(3)
-    array([[3., 3., 1., 0.],
-           [0., 1., 3., 3.]], dtype=float32)
-    """
-    step = length / wanted
-    centres = (np.arange(wanted) + 0.5) * step - 0.5
-    distance = np.abs(np.arange(length) - centres[:, None]) / max(step, 1.0)
-    weights = np.clip(1 - distance, 0, None)
-    weights /= weights.sum(1, keepdims=True)
-    return np.asarray(weights, np.float32)
 
 
 def backend_of(model: Any) -> Backend:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class TorchBackend:
@@ -59,16 +58,6 @@ class TorchBackend:
     def strongest(self, values: Tensor) -> Tensor:
         """See `Backend`."""
         return values.max(0).indices  # the same as argmax, and twelve times as fast
-
-    def resize(self, values: Tensor, shape: tuple[int, int]) -> Tensor:
-        """See `Backend`."""
-        if shape[1] == 1:  # torch fills a result one pixel wide with its first row
-            return self._interpolate(values.mT, (shape[1], shape[0])).mT
-        return self._interpolate(values, shape)
-
-    @staticmethod
-    def _interpolate(values: Tensor, shape: tuple[int, int]) -> Tensor:
-        return F.interpolate(values[None], shape, mode="bilinear", antialias=True)[0]
 
     def running(self) -> AbstractContextManager[object]:
         """See `Backend`."""

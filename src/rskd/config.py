@@ -89,6 +89,9 @@ class ModelSpec(Config):
     frame: Annotated[int | None, Field(ge=16)] = None
     """For pictures that always show the same field of view (fundus photographs): length of the longer side in pixels
     at training; other sizes are resized to it first. None = pixels are taken as they are."""
+    spacing: Annotated[float | None, Field(gt=0, le=1000)] = None
+    """Side of a pixel in mm at training; planes whose pixels are known to differ are resampled to it. None = unknown.
+    A frame goes before it."""
     modality: str = ""
     """What the images are, in words: "colour fundus photograph", "cardiac cine MRI" …"""
 
@@ -128,13 +131,29 @@ class TileOptions(Config):
     """Side of a tile in pixels; None = the size the model was trained at."""
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     """Share of a tile that it has in common with its neighbour."""
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 4
-    """Tiles run together."""
+    batch_size: Annotated[int | None, Field(ge=1, le=256)] = None
+    """Tiles run together; None = as many as half of the free memory holds at 1 KiB per pixel, at most 4 on the CPU
+    and 32 on a GPU."""
 
 
 class SegmentOptions(TileOptions):
     """How an image is segmented."""
 
+    axis: Literal["auto", "z", "y", "x", "all"] = "auto"
+    """Axis along which a volume is cut into planes; auto = the one across the planes with the most nearly square, then
+    the finest pixels (z where the spacing is unknown); all = the mean of the probabilities along all three."""
+    resample: bool = True
+    """Resample to the pixel size the model was trained at, and the result back, where both sizes are known."""
+    level: Annotated[int, Field(ge=0, le=32)] = 0
+    """Level of an image that is stored at several resolutions, from 0 = the finest."""
+    skip_flat: Annotated[float | None, Field(ge=0)] = None
+    """Take a tile for background if no channel varies in it by more than this, in the image's own intensities;
+    0 = constant tiles, None = look at every tile."""
+    skip_dark: float | None = None
+    """Take a tile for background if no channel exceeds this in it, in the image's own intensities; None = look at
+    every tile."""
+    region: Annotated[int, Field(ge=32, le=65536)] = 4096
+    """Side in pixels, at most, of the regions in which an image is worked on that is too large to be done at once."""
     probabilities: bool = False
     """Return the probability of every class as well."""
 

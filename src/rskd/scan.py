@@ -128,6 +128,44 @@ class Scan:
             total.update(own.digest())
         return own.hexdigest() if len(files) == 1 else total.hexdigest()
 
+    def at_level(self, level: int) -> Scan:
+        """Return the same picture at a lower resolution, out of its pyramid, lying where it does.
+
+        Parameters
+        ----------
+        level
+            From 0, the picture itself.
+
+        Raises
+        ------
+        ParameterError
+            If there is no such level.
+
+        Examples
+        --------
+        >>> scan = Scan(np.zeros((4, 6)), "yx", spacing=(1, 1), pyramid=(np.zeros((2, 3)),))
+        >>> scan.at_level(1).spacing
+        (2.0, 2.0)
+        """
+        if level == 0:
+            return self
+        if level > len(self.pyramid):
+            raise ParameterError(
+                f"level={level} does not exist: the image is stored at {len(self.pyramid) + 1} resolutions, "
+                f"use at most {len(self.pyramid)}."
+            )
+        data = self.pyramid[level - 1]
+        sizes = zip(self.axes, self.data.shape, data.shape, strict=True)
+        factors = np.array([whole / less for axis, whole, less in sizes if axis in SPATIAL])
+        spacing, affine = self.spacing, self.affine
+        if spacing is not None:
+            spacing = tuple(float(s * f) for s, f in zip(spacing, factors, strict=True))
+        if affine is not None:
+            step = np.diag([*factors, 1.0])
+            step[:-1, -1] = (factors - 1) / 2  # the first voxel covers the first ones of the picture itself
+            affine = affine @ step
+        return replace(self, data=data, spacing=spacing, affine=affine, pyramid=self.pyramid[level:])
+
     def like(self, data: Any, axes: str) -> Scan:
         """Return `data` in this scan's world.
 

@@ -1,21 +1,26 @@
-"""Segment a scan of any size: plane by plane, tile by tile."""
+"""Segment a scan of any size: plane by plane, tile by tile, and where it is large, region by region."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rskd.backend import Array, Backend, backend_of
-from rskd.config import ModelSpec, SegmentOptions
-from rskd.errors import ParameterError
-from rskd.events import Progress, Task
-from rskd.io.slices import Slices, frame_shape
-from rskd.models.normalise import normalise
+from rskd.config import SegmentOptions
+from rskd.errors import ResourceError, is_out_of_memory
+from rskd.events import Message, Progress, Task
+from rskd.models.normalise import Range, measure, scaled
+from rskd.plan import Box, Part, Plan, View
+from rskd.recipe import SegmentRecipe, Setting, fingerprint, free_memory
 from rskd.scan import Scan
-from rskd.tiling import Tiling, predict_tiled
+from rskd.tiling import NUMPY, Tiling, Work, predict_tiled
 
 if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone would take seconds
     from rskd.models.segmenter import Segmenter
@@ -23,6 +28,8 @@ if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone w
 _ROWS = 64
 """Rows that are turned into labels at a time: few, so that no second map of the whole plane is needed."""
 _DEFAULTS = SegmentOptions()
+Known = dict[tuple[str, int], tuple[Range, ...]]
+"""Range of intensities of every channel, by the axis of a view and the number of a plane."""
 
 
 @dataclass(frozen=True)
@@ -33,137 +40,342 @@ class Segmentation:
     """Index of the most probable class, over the axes of the scan without c; unsigned integers."""
     probabilities: Scan | None
     """Probability of every class, c first, float32; only if asked for."""
+    recipe: SegmentRecipe
+    """What they were made with."""
 
 
 def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -> Task[Segmentation]:
     """Segment every plane of a scan with overlapping tiles whose logits are blended smoothly.
 
     The task yields its progress after every batch of tiles; closing it cancels. The result does not depend on the
-    batch size beyond the rounding of the network itself.
+    batch size, on how the scan is stored, or on the regions it is worked on in, beyond the rounding of the network
+    itself. When memory runs out it goes on with a smaller batch, then on the CPU, and only then with smaller tiles;
+    a message says so, and the recipe of the result records it.
 
     Parameters
     ----------
     model
         The network, on the device where it shall run.
     scan
-        What to segment: any axes, any size from one pixel on, lazy data allowed. Planes are stacked along every axis
-        other than c, y and x. Where the spec has a `frame`, a plane is resized to it first and the probabilities back.
+        What to segment: any axes, any size from one pixel on, lazy data allowed. Planes are cut along the axis that
+        `options` names, and stacked along every other axis. Where the spec has a `frame`, or a `spacing` other than
+        that of the scan, a plane is resampled to it first and the probabilities back.
     options
-        Tiles.
+        Tiles, axis, memory.
 
     Returns
     -------
     Segmentation
-        Labels, and probabilities if asked for, with the geometry of `scan`.
+        Labels, and probabilities if asked for, with the geometry of `scan` (of the level that `options` name), and the
+        recipe.
 
     Raises
     ------
     ParameterError
         If the channels of scan and network differ, or the tile is no multiple of the patch size.
     ResourceError
-        If the memory of the device does not suffice.
+        If the memory does not suffice for the smallest tile, or for the result.
 
     Examples
     --------
     >>> from rskd.events import drain
     >>> import torch
+    >>> from rskd.config import ModelSpec
     >>> class Bright(torch.nn.Module):
     ...     spec = ModelSpec(name="bright", image_size=32)
     ...     def forward(self, images):
     ...         return torch.cat([-images, images], 1)
     >>> scan = Scan(np.array([[0, 9, 9]]), "yx", spacing=(0.5, 0.5), units="mm")
     >>> result = drain(segment(Bright(), scan))
-    >>> result.labels.data, result.labels.spacing
-    (array([[0, 1, 1]], dtype=uint8), (0.5, 0.5))
+    >>> result.labels.data, result.labels.spacing, result.recipe.tile
+    (array([[0, 1, 1]], dtype=uint8), (0.5, 0.5), 32)
     """
-    planes = Slices(scan, model.spec)
-    backend = backend_of(model)
-    results = _Results(planes, model.spec, backend, probabilities=options.probabilities)
-    tile = _tile_side(options, model.spec)
-    tiling = Tiling.over(results.shape, tile=tile, overlap=options.overlap, backend=backend)
-    inputs = (
-        (_prepare(plane, model.spec, results.shape, backend), results.canvas(index))
-        for index, plane in enumerate(planes)
-    )
+    plan = Plan.of(scan, model.spec, options)
+    result = _room_for(plan)
+    yield from announce(plan)
+    with in_use(model) as backend:
+        setting = Setting.chosen(options, model.spec, backend.device)
+        setting = yield from _fill_all(model, plan, setting, result)
+    return Segmentation(*_in_world(plan, result), recipe_of(model, plan, setting))
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where the result of a box goes."""
+
+    labels: NDArray[Any]
+    """Over the axes of the plan."""
+    probabilities: NDArray[np.float32] | None
+    """The same with the classes first."""
+
+    @classmethod
+    def of(cls, shape: Sequence[int], classes: int, *, probabilities: bool) -> Room:
+        """Return room in memory."""
+        labels = np.empty(shape, np.min_scalar_type(classes - 1))
+        return cls(labels, np.empty((classes, *shape), np.float32) if probabilities else None)
+
+    def part(self, box: Box) -> Room:
+        """Return the room for a box of it."""
+        return Room(self.labels[box], None if self.probabilities is None else self.probabilities[(slice(None), *box)])
+
+
+def announce(plan: Plan) -> Iterator[Message]:
+    """Say what was decided for the user."""
+    if plan.options.axis == "auto" and plan.axis != "z":
+        yield Message(f"The volume is cut along {plan.axis}, where the pixels of a plane are most nearly square.")
+    view = plan.views[0]
+    if view.spacing is not None:
+        shape, seen = (" x ".join(map(str, size)) for size in (view.slices.plane_shape, view.seen))
+        yield Message(f"Planes are resampled from {shape} to {seen} pixels of {view.spacing:g} mm, as in the training.")
+
+
+@contextmanager
+def in_use(model: Segmenter) -> Iterator[Backend]:
+    """Keep a network in evaluation mode; afterwards it is as it was, and where it was."""
     modes = {module: module.training for module in model.modules()}
+    backend = backend_of(model)
     model.eval()
     try:
-        tiles = stored = 0
-        for ran, finished in predict_tiled(model, inputs, tiling, batch_size=options.batch_size):
-            for logits in finished:
-                results.store(stored, logits)
-                stored += 1
-            tiles += ran
-            yield Progress(tiles, len(planes) * len(tiling.grid), "tiles")
+        yield backend
     finally:
         for module, training in modes.items():
             module.training = training
-    return results.in_world_of(scan)
+        if backend_of(model).device != backend.device:
+            model.to(backend.device)
 
 
-def _prepare(plane: NDArray[np.generic], spec: ModelSpec, shape: tuple[int, int], backend: Backend) -> Array:
-    image = backend.put(normalise(plane, spec))
-    return image if image.shape[1:] == shape else backend.resize(image, shape)
+def recipe_of(model: Segmenter, plan: Plan, setting: Setting) -> SegmentRecipe:
+    """Return what a result was made with."""
+    options = plan.options
+    return SegmentRecipe(
+        network=model.spec.name,
+        weights=fingerprint(model),
+        version=version("napari-rskd"),
+        axis=plan.axis,
+        spacing=plan.views[0].spacing,
+        tile=setting.tile,
+        batch_size=setting.batch_size,
+        device=setting.device,
+        setbacks=setting.setbacks,
+        **options.model_dump(include={"level", "overlap", "skip_flat", "skip_dark"}),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- in memory
+
+
+def _room_for(plan: Plan) -> Room:
+    classes = len(plan.spec.classes)
+    needed = math.prod(plan.shape) * (1 + (4 * classes if plan.options.probabilities or len(plan.views) > 1 else 0))
+    free = free_memory("cpu")
+    if needed > free:
+        raise ResourceError(
+            f"The result takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
+            "have it written to an OME-Zarr (a name that ends in .zarr)."
+        )
+    return Room.of(plan.shape, classes, probabilities=plan.options.probabilities)
+
+
+def _fill_all(model: Segmenter, plan: Plan, setting: Setting, result: Room) -> Task[Setting]:
+    """Segment everything, in one go where an image and its map take no more than a quarter of the memory."""
+    limit = min(free_memory(place) for place in {"cpu", setting.device}) // 4
+    largest = max(math.prod(view.slices.plane_shape) for view in plan.views) * plan.bytes_per_pixel
+    steps = plan.steps(memory=limit, tile=setting.tile) if largest > limit else None
+    boxes = [plan.whole] if steps is None else list(plan.boxes(steps))
+    known: Known = {}
+    left: list[Box] = []
+    while True:
+        if not left:
+            left, done = boxes.copy(), 0
+            total = sum(count_tiles(plan, box, setting) for box in boxes)
+        box = left.pop(0)
+        after = yield from run_box(model, plan, box, setting, known, result.part(box), done, total)
+        done += count_tiles(plan, box, setting)
+        if after.tile != setting.tile:
+            left = []  # with other tiles everything begins anew
+        elif not left:
+            return after
+        setting = after
+
+
+def _in_world(plan: Plan, result: Room) -> tuple[Scan, Scan | None]:
+    """Return everything with the axes and the geometry of the scan."""
+    axes = plan.scan.axes.replace("c", "")
+    order = [plan.axes.index(axis) for axis in axes]
+    labels = plan.scan.like(result.labels.transpose(order), axes)
+    if result.probabilities is None:
+        return labels, None
+    probabilities = result.probabilities.transpose(0, *(place + 1 for place in order))
+    return labels, plan.scan.like(probabilities, "c" + axes)
+
+
+# ------------------------------------------------------------------------------------------------------------ one box
+
+
+def count_tiles(plan: Plan, box: Box, setting: Setting) -> int:
+    """Return how many tiles a box is blended from."""
+    parts = [view.part(box, plan.axes) for view in plan.views]
+    return sum(len(part.indices) * len(part.tiles(_tiling(part.view, plan, setting))[0]) for part in parts)
+
+
+def run_box(
+    model: Segmenter, plan: Plan, box: Box, setting: Setting, known: Known, room: Room, before: int, total: int
+) -> Task[Setting]:
+    """Segment a box, with less where memory runs out.
+
+    Parameters
+    ----------
+    model
+        The network; it is moved to the CPU if the memory of its device does not suffice.
+    plan, box
+        What to segment.
+    setting
+        How to begin.
+    known
+        Ranges of intensities; what is measured is added.
+    room
+        Is filled.
+    before, total
+        Tiles done before this box, and in all.
+
+    Returns
+    -------
+    Setting
+        How it ended. If its tile is another one, the box is not done: then everything has to begin anew.
+    """
+    while True:
+        done = before
+        try:
+            for ran in _fill(model, plan, box, setting, known, room):
+                done += ran
+                yield Progress(done, total, "tiles")
+            return setting
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            tile = setting.tile
+            setting = setting.less(patch=model.spec.patch_size)
+        yield Message(setting.setbacks[-1], warning=True)
+        if setting.tile != tile:
+            return setting
+        if backend_of(model).device != setting.device:
+            model.to(setting.device)
+
+
+def _fill(model: Segmenter, plan: Plan, box: Box, setting: Setting, known: Known, room: Room) -> Iterator[int]:
+    """Segment a box; yields the number of tiles after every batch."""
+    if len(plan.views) == 1:
+        yield from _fill_view(model, plan, plan.views[0].part(box, plan.axes), setting, known, room)
+        return
+    mean = room
+    if room.probabilities is None:
+        mean = Room.of(room.labels.shape, len(plan.spec.classes), probabilities=True)
+    total: NDArray[Any] = np.asarray(mean.probabilities)
+    total[...] = 0
+    for view in plan.views:
+        yield from _fill_view(model, plan, view.part(box, plan.axes), setting, known, mean)
+    total /= len(plan.views)
+    for target, values in zip(room.labels, np.moveaxis(total, 1, 0), strict=True):
+        target[...] = NUMPY.strongest(values)
+
+
+def _fill_view(model: Segmenter, plan: Plan, part: Part, setting: Setting, known: Known, room: Room) -> Iterator[int]:
+    backend = backend_of(model)
+    tiling, rows, columns = part.tiles(_tiling(part.view, plan, setting, backend))
+    there = part.view.there
+    results = _Results(plan, part, (rows, columns), backend, room)
+
+    def work() -> Iterator[Work]:
+        planes = part.view.slices.windows(part.indices, *there.under(rows, columns))
+        for number, (index, plane) in enumerate(zip(part.indices, planes, strict=True)):
+            ranges = _ranges(plan, part.view, index, plane, known)
+            image = there.apply(backend.put(scaled(plane, ranges)), rows, columns, backend)
+            yield Work(image, results.canvas(number), _emptiness(plan.options, ranges))
+
+    stored = 0
+    for ran, finished in predict_tiled(model, work(), tiling, batch_size=setting.batch_size):
+        for values in finished:
+            results.store(stored, values)
+            stored += 1
+        yield ran
+
+
+def _tiling(view: View, plan: Plan, setting: Setting, backend: Backend = NUMPY) -> Tiling:
+    return Tiling.over(view.seen, tile=setting.tile, overlap=plan.options.overlap, backend=backend)
+
+
+def _ranges(plan: Plan, view: View, index: int, window: NDArray[Any], known: Known) -> tuple[Range, ...]:
+    """Return the range of every channel of a whole plane, of which a window was read."""
+    key = (view.axis, index)
+    if key not in known:
+        whole = window.shape[1:] == view.slices.plane_shape
+        known[key] = measure(lambda: [window] if whole else view.slices.blocks(index), plan.spec)
+    return known[key]
+
+
+def _emptiness(options: SegmentOptions, ranges: Sequence[Range]) -> Callable[[Array], bool] | None:
+    """Return what tells of a tile that is ready for the network whether the image has nothing there."""
+    if options.skip_flat is None and options.skip_dark is None:
+        return None
+
+    def is_empty(tile: Array) -> bool:
+        lowest, highest = ([float(getattr(channel, end)()) for channel in tile] for end in ("min", "max"))
+        flat = all((b - a) * width <= flat_limit for a, b, (_, width) in zip(lowest, highest, ranges, strict=True))
+        dark = all(b * width + centre <= dark_limit for b, (centre, width) in zip(highest, ranges, strict=True))
+        return flat or dark
+
+    flat_limit = -1.0 if options.skip_flat is None else options.skip_flat
+    dark_limit = -math.inf if options.skip_dark is None else options.skip_dark
+    return is_empty
 
 
 class _Results:
-    """The labels and probabilities of all planes, filled plane by plane."""
+    """The labels and probabilities of the planes of a part, filled plane by plane."""
 
-    def __init__(self, planes: Slices, spec: ModelSpec, backend: Backend, *, probabilities: bool) -> None:
-        self._planes, self._classes, self._backend = planes, len(spec.classes), backend
-        self.shape = frame_shape(planes.plane_shape, spec.frame)
-        """Height and width at which the network works."""
-        size = (len(planes), *planes.plane_shape)
-        self._labels = np.empty(size, np.min_scalar_type(self._classes - 1))
-        self._probabilities = np.empty((self._classes, *size), np.float32) if probabilities else None
+    def __init__(self, plan: Plan, part: Part, block: Sequence[slice], backend: Backend, room: Room) -> None:
+        self._part, self._backend, self._classes = part, backend, len(plan.spec.classes)
+        self._block = block
+        self._adds = len(plan.views) > 1
+        self._labels = room.labels.transpose(part.order)  # stack, then h w
+        self._probabilities: NDArray[Any] | None = None
+        if room.probabilities is not None:
+            self._probabilities = room.probabilities.transpose(0, *(place + 1 for place in part.order))
 
-    @property
-    def _framed(self) -> bool:
-        return self.shape != self._planes.plane_shape
+    def _place(self, number: int) -> tuple[Any, ...]:
+        """Return the index of a plane in the stack."""
+        shape = self._part.stack_shape
+        return tuple(map(int, np.unravel_index(number, shape))) if shape else ()
 
     @property
     def _in_place(self) -> bool:
         """Whether the maps of the network are the probabilities' own memory."""
-        return self._probabilities is not None and not self._framed and self._backend.device == "cpu"
+        everything = [self._part.rows, self._part.columns] == [*self._block] and not self._part.view.back.changes
+        return self._probabilities is not None and everything and self._backend.device == "cpu" and not self._adds
 
-    def canvas(self, index: int) -> Array:
+    def canvas(self, number: int) -> Array:
         """Return zeros (K, H, W) to blend into: the final place of the probabilities, where that is possible."""
         if self._probabilities is not None and self._in_place:
-            place = self._backend.put(self._probabilities[:, index])
+            place = self._backend.put(self._probabilities[(slice(None), *self._place(number))])
             place[...] = 0
             return place
-        return self._backend.zeros(self._classes, *self.shape)
+        return self._backend.zeros(self._classes, *(part.stop - part.start for part in self._block))
 
-    def store(self, index: int, values: Array) -> None:
-        """Turn the logits (K, H, W) of a plane into probabilities, in place, and these into labels."""
-        backend = self._backend
-        if self._framed or self._probabilities is not None:
+    def store(self, number: int, values: Array) -> None:
+        """Turn the logits (K, H, W) of a block into probabilities, in place, and these into labels."""
+        backend, part, place = self._backend, self._part, self._place(number)
+        back = part.view.back
+        rows, columns = (
+            slice(used.start - under.start, used.stop - under.start)
+            for used, under in zip(back.under(part.rows, part.columns), self._block, strict=True)
+        )
+        values = values[:, rows, columns]
+        if back.changes or self._probabilities is not None:
             for start in range(0, values.shape[1], _ROWS):
                 backend.softmax(values[:, start : start + _ROWS])
-        if self._framed:
-            values = backend.resize(values, self._planes.plane_shape)
+        values = back.apply(values, part.rows, part.columns, backend)
         if self._probabilities is not None and not self._in_place:
-            self._probabilities[:, index] = backend.get(values)
+            target = self._probabilities[(slice(None), *place)]
+            target[...] = backend.get(values) + (target if self._adds else 0)
         for start in range(0, values.shape[1], _ROWS):
-            rows = backend.strongest(values[:, start : start + _ROWS])
-            self._labels[index, start : start + _ROWS] = backend.get(rows)
-
-    def in_world_of(self, scan: Scan) -> Segmentation:
-        """Return everything with the axes and the geometry of `scan`."""
-        axes = scan.axes.replace("c", "")
-        found = self._planes.stack_axes + "yx"
-        order = [found.index(axis) for axis in axes]
-        size = (*self._planes.stack_shape, *self._planes.plane_shape)
-        labels = scan.like(self._labels.reshape(size).transpose(order), axes)
-        if self._probabilities is None:
-            return Segmentation(labels, None)
-        stacked = self._probabilities.reshape(-1, *size).transpose(0, *(place + 1 for place in order))
-        return Segmentation(labels, scan.like(stacked, "c" + axes))
-
-
-def _tile_side(options: SegmentOptions, spec: ModelSpec) -> int:
-    tile = options.tile or spec.image_size
-    if tile % spec.patch_size:
-        nearest = max(1, round(tile / spec.patch_size)) * spec.patch_size
-        raise ParameterError(f"tile={tile} is no multiple of the patch size {spec.patch_size}: use {nearest}.")
-    return tile
+            labels = backend.strongest(values[:, start : start + _ROWS])
+            self._labels[(*place, slice(start, start + _ROWS))] = backend.get(labels)

@@ -8,18 +8,22 @@ a pixel add up to one, and blending is a single multiply-add into one map.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rskd.backend import Array, Backend, NumpyBackend
-from rskd.errors import ResourceError
 
 _SIGMA = 0.125
 """Deviation of the Gaussian as a share of the tile: its border weighs 1/3000 of its middle."""
+SURE = 10.0
+"""By how much the logit of the background exceeds the others in a tile that is taken for empty."""
+_MOST_SEEN = 1024
+"""Tiles between two yields, at most, where most of them are empty."""
 NUMPY = NumpyBackend()
 
 
@@ -38,6 +42,11 @@ class Span:
     def covered(self) -> slice:
         """The part of the tile that lies on the axis."""
         return slice(self.inside.start - self.start, self.inside.stop - self.start)
+
+    def moved(self, offset: int) -> Span:
+        """Return it as seen from the pixel `offset`."""
+        inside = slice(self.inside.start - offset, self.inside.stop - offset)
+        return Span(self.start - offset, inside, self.weights)
 
 
 def spans(length: int, tile: int, *, overlap: float, backend: Backend = NUMPY) -> list[Span]:
@@ -117,12 +126,12 @@ def blend(canvas: Array, tile: Array, row: Span, column: Span, *, backend: Backe
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The places of all tiles of a plane, row by row."""
+    """The places of all tiles of a plane: every row with every column."""
 
     tile: int
     """Side of a tile in pixels."""
-    grid: tuple[tuple[Span, Span], ...]
-    """Row and column of every tile."""
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
     backend: Backend
     """What planes and maps are made of."""
 
@@ -132,29 +141,84 @@ class Tiling:
 
         Examples
         --------
-        >>> len(Tiling.over((100, 32), tile=32, overlap=0.25).grid)
+        >>> len(Tiling.over((100, 32), tile=32, overlap=0.25))
         4
         """
-        rows, columns = (spans(n, tile, overlap=overlap, backend=backend) for n in shape)
-        return cls(tile, tuple((row, column) for row in rows for column in columns), backend)
+        rows, columns = (tuple(spans(n, tile, overlap=overlap, backend=backend)) for n in shape)
+        return cls(tile, rows, columns, backend)
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def grid(self) -> Iterator[tuple[Span, Span]]:
+        """Row and column of every tile, row by row."""
+        return product(self.rows, self.columns)
+
+    def touching(self, rows: slice, columns: slice) -> tuple[Tiling, slice, slice]:
+        """Return the tiles that a window of the plane is blended from, and the block of the plane under them.
+
+        The tiles count from the corner of the block; blended into it, they are complete inside the window, with the
+        same values as in the whole plane.
+
+        Parameters
+        ----------
+        rows, columns
+            The window, not empty.
+
+        Examples
+        --------
+        >>> part, rows, columns = Tiling.over((100, 32), tile=32, overlap=0.25).touching(slice(60, 70), slice(0, 32))
+        >>> len(part), rows, columns
+        (2, slice(45, 100, None), slice(0, 32, None))
+        """
+        touched_rows, block_rows = _touching(self.rows, rows)
+        touched_columns, block_columns = _touching(self.columns, columns)
+        return Tiling(self.tile, touched_rows, touched_columns, self.backend), block_rows, block_columns
+
+
+def _touching(found: Sequence[Span], window: slice) -> tuple[tuple[Span, ...], slice]:
+    """Return the spans that meet the window, as seen from the first pixel under them, and the pixels under them."""
+    touched = [span for span in found if span.inside.start < window.stop and window.start < span.inside.stop]
+    block = slice(touched[0].inside.start, touched[-1].inside.stop)
+    return tuple(span.moved(block.start) for span in touched), block
+
+
+class Work(NamedTuple):
+    """A plane to run a network over."""
+
+    image: Array
+    """C H W, on the network's device."""
+    canvas: Array
+    """Zeros (K, H, W) to blend into, in place."""
+    is_empty: Callable[[Array], bool] | None = None
+    """Tells of the part (C, h, w) of a tile that lies on the plane whether it is background without the network
+    looking at it; None = every tile is run."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """One tile of one plane."""
 
-    image: Array
-    """C H W: its plane."""
-    canvas: Array
-    """K H W: the map of its plane."""
+    work: Work
     row: Span
     column: Span
     last: bool
     """Whether the plane is complete with it."""
 
+    @property
+    def is_empty(self) -> bool:
+        work = self.work
+        return work.is_empty is not None and work.is_empty(work.image[:, self.row.inside, self.column.inside])
+
 
 def predict_tiled(
-    network: Callable[[Array], Array], planes: Iterable[tuple[Array, Array]], tiling: Tiling, *, batch_size: int
+    network: Callable[[Array], Array],
+    planes: Iterable[Work | tuple[Array, Array]],
+    tiling: Tiling,
+    *,
+    batch_size: int,
 ) -> Iterator[tuple[int, list[Array]]]:
     """Run a network over the tiles of planes and blend its outputs.
 
@@ -173,12 +237,12 @@ def predict_tiled(
     Yields
     ------
     tuple of int and list of arrays
-        After every batch: how many tiles it had, and the maps that became complete, in order.
+        After every batch: how many tiles it had, empty ones included, and the maps that became complete, in order.
 
     Raises
     ------
-    ResourceError
-        If the memory of the device does not suffice.
+    MemoryError, RuntimeError
+        If the memory of the device does not suffice; see `rskd.errors.is_out_of_memory`.
 
     Examples
     --------
@@ -188,30 +252,47 @@ def predict_tiled(
     >>> ran, np.allclose(image, canvas)
     ([8, 4], True)
     """
-    pieces = (
-        _Piece(image, canvas, row, column, number == len(tiling.grid))
-        for image, canvas in planes
-        for number, (row, column) in enumerate(tiling.grid, 1)
-    )
+    backend = tiling.backend
     room: Array = None  # one buffer for all batches: fresh memory for each would cost more than the blending
-    while batch := list(islice(pieces, batch_size)):
-        if room is None:
-            room = tiling.backend.zeros(len(batch), len(batch[0].image), tiling.tile, tiling.tile)
-        for piece, output in zip(batch, _run(network, batch, room[: len(batch)], tiling.backend), strict=True):
-            blend(piece.canvas, output, piece.row, piece.column, backend=tiling.backend)
-        yield len(batch), [piece.canvas for piece in batch if piece.last]
+    for seen, batch in _batches(planes, tiling, batch_size):
+        if batch:
+            if room is None or len(room) < len(batch):
+                room = backend.zeros(len(batch), len(batch[0].work.image), tiling.tile, tiling.tile)
+            with backend.running():
+                for piece, output in zip(batch, _run(network, batch, room[: len(batch)]), strict=True):
+                    blend(piece.work.canvas, output, piece.row, piece.column, backend=backend)
+        yield len(seen), [piece.work.canvas for piece in seen if piece.last]
 
 
-def _run(network: Callable[[Array], Array], batch: list[_Piece], images: Array, backend: Backend) -> Array:
+def _batches(
+    planes: Iterable[Work | tuple[Array, Array]], tiling: Tiling, batch_size: int
+) -> Iterator[tuple[list[_Piece], list[_Piece]]]:
+    """Yield the next tiles, and those of them that are to be run; of empty ones the background is put down at once."""
+    seen: list[_Piece] = []
+    batch: list[_Piece] = []
+    for work in (Work(*plane) for plane in planes):
+        for number, (row, column) in enumerate(tiling.grid, 1):
+            piece = _Piece(work, row, column, number == len(tiling))
+            seen.append(piece)
+            if piece.is_empty:
+                _blend_background(piece, tiling.backend)
+            else:
+                batch.append(piece)
+            if len(batch) == batch_size or len(seen) == _MOST_SEEN:
+                yield seen, batch
+                seen, batch = [], []
+    if seen:
+        yield seen, batch
+
+
+def _blend_background(piece: _Piece, backend: Backend) -> None:
+    """Add what a network that is sure of the background would say."""
+    others = piece.work.canvas[1:, piece.row.inside, piece.column.inside]
+    backend.blend(others, backend.put(np.full(1, -SURE, np.float32)), piece.row.weights, piece.column.weights)
+
+
+def _run(network: Callable[[Array], Array], batch: list[_Piece], images: Array) -> Array:
     """Cut the pieces into `images` (B, C, tile, tile) and return what the network makes of them."""
-    try:
-        with backend.running():
-            for piece, image in zip(batch, images, strict=True):
-                image[...] = cut(piece.image, piece.row, piece.column, images.shape[-1])
-            return network(images)
-    except backend.out_of_memory as error:
-        height, width = images.shape[-2:]
-        raise ResourceError(
-            f"{len(batch)} tiles of {height} x {width} pixels do not fit into the memory of the device: "
-            "use a smaller batch size, or the CPU."
-        ) from error
+    for piece, image in zip(batch, images, strict=True):
+        image[...] = cut(piece.work.image, piece.row, piece.column, images.shape[-1])
+    return network(images)

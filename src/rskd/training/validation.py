@@ -20,7 +20,9 @@ from rskd.models.segmenter import Segmenter
 from rskd.tiling import Tiling, predict_tiled
 from rskd.training.launch import added_up
 
-SEGMENT = SegmentOptions()
+_OVERLAP = SegmentOptions().overlap
+_TILES = 4
+"""Tiles that are run together."""
 Scores = dict[str, NDArray[np.float64]]
 """Dice of every class (the background first) by case; NaN where a case has no such class."""
 
@@ -95,9 +97,9 @@ def _labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
     device = next(network.parameters()).device
     canvas = torch.zeros(len(network.spec.classes), height, width, device=device)
     tiling = Tiling.over(
-        (height, width), tile=network.spec.image_size, overlap=SEGMENT.overlap, backend=TorchBackend(device)
+        (height, width), tile=network.spec.image_size, overlap=_OVERLAP, backend=TorchBackend(device)
     )
-    for _ in predict_tiled(network, [(image.to(device), canvas)], tiling, batch_size=SEGMENT.batch_size):
+    for _ in predict_tiled(network, [(image.to(device), canvas)], tiling, batch_size=_TILES):
         pass
     labels: NDArray[np.generic] = canvas.argmax(0).cpu().numpy()
     return labels
