@@ -25,6 +25,7 @@ GROUPS: list[Config] = [
     DistillOptions(texture=TextureOptions(levels=(3,)), ramp=0.5),
     RankOptions(block=-2),
     SegmentOptions(tile=None, overlap=0.5),
+    SegmentOptions(skip_flat=0.5, skip_dark=-3, axis="x"),
     TrainOptions(learning_rate=3e-5, patch=None, epochs=5000),
 ]
 

@@ -183,8 +183,8 @@ def _editor(info: FieldInfo, value: Any) -> _Editor:
         return _switch(value)
     if inner is int:
         return _whole_number(info, value, optional=optional)
-    if inner is float and not optional:
-        return _number(info, value)
+    if inner is float:
+        return _number_or_none(value) if optional else _number(info, value)
     if get_origin(inner) is tuple:
         return _list_of_numbers(value, optional=optional)
     raise TypeError(f"there is no form field for {info.annotation}")  # our own mistake: a new kind of parameter
@@ -269,6 +269,17 @@ def _number(info: FieldInfo, value: float) -> _Editor:
     guard_wheel(box)
     box.setValue(value)
     return _Editor(box, box.value, box.setValue, box.valueChanged)
+
+
+def _number_or_none(value: float | None) -> _Editor:
+    line = QLineEdit()
+    line.setPlaceholderText("none")
+
+    def show(new: float | None) -> None:
+        line.setText("" if new is None else f"{new:g}")
+
+    show(value)
+    return _Editor(line, lambda: line.text().strip() or None, show, line.textChanged)
 
 
 def _list_of_numbers(value: tuple[int, ...] | None, *, optional: bool) -> _Editor:
