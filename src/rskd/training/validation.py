@@ -96,9 +96,7 @@ def _labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
     height, width = image.shape[1:]
     device = next(network.parameters()).device
     canvas = torch.zeros(len(network.spec.classes), height, width, device=device)
-    tiling = Tiling.over(
-        (height, width), tile=network.spec.image_size, overlap=_OVERLAP, backend=TorchBackend(device)
-    )
+    tiling = Tiling.over((height, width), tile=network.spec.image_size, overlap=_OVERLAP, backend=TorchBackend(device))
     for _ in predict_tiled(network, [(image.to(device), canvas)], tiling, batch_size=_TILES):
         pass
     labels: NDArray[np.generic] = canvas.argmax(0).cpu().numpy()
