@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.backend import NumpyBackend
-from rskd.config import ModelSpec
+from rskd.config import ModelSpec, SegmentOptions
 from rskd.errors import FileError, ModelError, ParameterError
 from rskd.events import Message, Task
 from rskd.io import read_scan
-from rskd.io.slices import Slices, frame_shape
 from rskd.jobs import ExportJob, Outcome
 from rskd.models.exported import FORMAT, SUFFIX, OnnxSegmenter, need
 from rskd.models.normalise import normalise
 from rskd.phantom import vessel_phantom
+from rskd.plan import View
 from rskd.scan import Scan
-from rskd.tiling import Tiling, cut
+from rskd.tiling import NUMPY, Tiling, cut
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter
@@ -100,11 +99,10 @@ def tiles_of(scan: Scan, spec: ModelSpec) -> Array:
     >>> tiles_of(Scan(np.eye(100), "yx"), ModelSpec(name="any", image_size=64)).shape
     (4, 1, 64, 64)
     """
-    planes, backend = Slices(scan, spec), NumpyBackend()
-    image = normalise(planes[len(planes) // 2], spec)
-    shape = frame_shape(planes.plane_shape, spec.frame)
-    image = image if shape == planes.plane_shape else backend.resize(image, shape)
-    places = list(Tiling.over(shape, tile=spec.image_size, overlap=0.0).grid)
+    view = View.along("z", scan, spec, SegmentOptions())
+    plane = normalise(view.slices[len(view.slices) // 2], spec)
+    image = view.there.apply(plane, *(slice(0, n) for n in view.seen), NUMPY)
+    places = list(Tiling.over(view.seen, tile=spec.image_size, overlap=0.0).grid)
     chosen = np.unique(np.linspace(0, len(places) - 1, CHECKED).round().astype(int))
     return np.stack([cut(image, row, column, spec.image_size) for row, column in (places[place] for place in chosen)])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class OnnxSegmenter:
         except Exception as error:  # the runtime's errors share no other base
             raise FileError(f"{self._path.name} is damaged or no ONNX file ({error}): export it again.") from error
         self._threads = wanted
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hexadecimal."""
+        return sha256(self._path)
 
     def __call__(self, images: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return logits (B, K, H, W) for images (B, C, H, W)."""
