@@ -101,7 +101,8 @@ def tiles_of(scan: Scan, spec: ModelSpec) -> Array:
     """
     view = View.along("z", scan, spec, SegmentOptions())
     plane = normalise(view.slices[len(view.slices) // 2], spec)
-    image = view.there.apply(plane, *(slice(0, n) for n in view.seen), NUMPY)
+    height, width = view.seen
+    image = view.there.apply(plane, slice(0, height), slice(0, width), NUMPY)
     places = list(Tiling.over(view.seen, tile=spec.image_size, overlap=0.0).grid)
     chosen = np.unique(np.linspace(0, len(places) - 1, CHECKED).round().astype(int))
     return np.stack([cut(image, row, column, spec.image_size) for row, column in (places[place] for place in chosen)])
