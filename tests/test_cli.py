@@ -113,7 +113,7 @@ def test_every_parameter_is_a_flag_with_help(name, capsys, monkeypatch):
         if field == "kind":
             continue
         group = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-        for flag in leaves(info.annotation) if group else [f"--{field}"]:
+        for flag in leaves(info.annotation) if group else [f"--{field}".replace("_", "-")]:
             assert flag in text
     assert job_type.__doc__.split("\n")[0] in text
 

@@ -8,6 +8,7 @@ import pytest
 
 LIGHT = [
     "rskd",
+    "rskd.batch",
     "rskd.cases",
     "rskd.clean_up",
     "rskd.cli",
@@ -22,6 +23,7 @@ LIGHT = [
     "rskd.evaluate",
     "rskd.events",
     "rskd.export",
+    "rskd.folder",
     "rskd.io",
     "rskd.jobs",
     "rskd.measure",
@@ -30,6 +32,7 @@ LIGHT = [
     "rskd.models.presets",
     "rskd.networks",
     "rskd.phantom",
+    "rskd.results",
     "rskd.run",
     "rskd.runs",
     "rskd.scan",

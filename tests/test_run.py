@@ -17,7 +17,8 @@ from rskd.models import weights
 from rskd.models.normalise import normalise
 from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
-from rskd.run import KEPT, Session, run
+from rskd.networks import KEPT
+from rskd.run import Session, run
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_a_session_keeps_only_a_few_networks(files, image, tmp_path):
         path = tmp_path / f"{index}.safetensors"
         path.write_bytes(files["student"].read_bytes())
         drain(session.run(SegmentJob(model=path), {"image": image}))
-    assert len(session._models) == KEPT
+    assert len(session._networks._models) == KEPT
 
 
 @pytest.mark.parametrize("definition", ["received", "rollout", "feature_norm", "at", "cls", "received_value", "grad"])

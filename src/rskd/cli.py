@@ -25,6 +25,7 @@ from rskd.errors import EngineError, FileError, ParameterError
 from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
 from rskd.jobs import (
     JOB,
+    BatchJob,
     ContourletJob,
     DistillJob,
     EvaluateJob,
@@ -39,10 +40,10 @@ from rskd.jobs import (
     TrainJob,
 )
 
-STOPPABLE = frozenset({"train", "distill", "resume"})
+STOPPABLE = frozenset({"train", "distill", "resume", "batch"})
 """Jobs that have something to keep when they are stopped early."""
 INTERRUPTED = 130
-_INPUTS = frozenset({"model", "teacher", "student", "image", "run"})
+_INPUTS = frozenset({"model", "teacher", "student", "image", "images", "run"})
 """Fields that need no flag: they may be given in order."""
 _TITLES = {
     "data": "Data",
@@ -50,6 +51,7 @@ _TITLES = {
     "distillation": "Distillation",
     "scores": "Scores",
     "options": "Options",
+    "clean_up": "Clean-up",
     "compute": "Computer",
 }
 _COMMANDS: dict[str, type[BaseModel]] = {
@@ -58,6 +60,7 @@ _COMMANDS: dict[str, type[BaseModel]] = {
     "distill": DistillJob,
     "resume": ResumeJob,
     "segment": SegmentJob,
+    "batch": BatchJob,
     "rank": RankJob,
     "contourlet": ContourletJob,
     "evaluate": EvaluateJob,

@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from rskd.config import (
     CaseOptions,
+    CleanUpOptions,
     ComputeOptions,
     Config,
     ContourletOptions,
@@ -38,22 +39,60 @@ class InspectJob(Config):
     """Weight file, or the name of a bundled network."""
 
 
-class SegmentJob(Config):
+Measured = Literal["none", "classes", "slices"]
+
+
+class Segmenting(Config):
+    """What is done to every image that is segmented."""
+
+    model: Path
+    """Weight file of the network, or the name of a bundled one."""
+    axes: str | None = None
+    """Axes of the image, one letter each out of t, c, z, y, x; left out: as the file says, or guessed."""
+    tta: Literal["none", "flips", "rotations"] = "none"
+    """Test-time augmentation: the mean over 4 flipped versions of every tile, or over 8 flipped and turned ones; as
+    many times the work."""
+    uncertainty: tuple[Literal["entropy", "margin"], ...] = ()
+    """Maps of how sure the network is: entropy (1 = all classes alike); margin between the first two (0 = even)."""
+    compare_with: Path | None = None
+    """Weight file of a second network of the same classes, such as the teacher: maps of where their labels differ, and
+    of the Jensen-Shannon divergence of their probabilities."""
+    measure: Measured = "none"
+    """Measure volume, place, extent and intensity of every class, on request in every slice too."""
+    options: SegmentOptions = SegmentOptions()
+    """Tiles."""
+    clean_up: CleanUpOptions = CleanUpOptions()
+    """What is done to the labels afterwards."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class SegmentJob(Segmenting):
     """Segment an image."""
 
     kind: Literal["segment"] = "segment"
-    model: Path
-    """Weight file of the network, or the name of a bundled one."""
     image: Path | None = None
     """Image file; left out where an open layer is handed over."""
-    axes: str | None = None
-    """Axes of the image, one letter each out of t, c, z, y, x; left out: as the file says, or guessed."""
     output: Path | None = None
-    """File to write the labels to."""
-    options: SegmentOptions = SegmentOptions()
-    """Tiles."""
-    compute: ComputeOptions = ComputeOptions()
-    """Device and threads."""
+    """File to write the labels to; maps and measurements are written beside it."""
+
+
+class BatchJob(Segmenting):
+    """Segment every image in a folder and in those inside of it."""
+
+    kind: Literal["batch"] = "batch"
+    images: Path
+    """Folder with images of any kind; a DICOM series and an OME-Zarr are one image each."""
+    output: Path
+    """Folder for the results, which get the names of their images, and for the tables. What is already done there, with
+    this recipe, is not done again."""
+    pattern: str = "*"
+    """Only images whose name matches, such as "*_t1.nii.gz"."""
+    format: Literal["source", "nifti", "dicom", "nrrd", "mha", "tiff", "png", "zarr", "npy"] = "source"
+    """File format of the labels; source = that of the image where it holds labels: DICOM SEG for DICOM, PNG for
+    photographs."""
+    measure: Measured = "classes"
+    """Measure volume, place, extent and intensity of every class, on request in every slice too."""
 
 
 class RankJob(Config):
@@ -188,6 +227,7 @@ class ResumeJob(Config):
 Job = Annotated[
     InspectJob
     | SegmentJob
+    | BatchJob
     | RankJob
     | ContourletJob
     | EvaluateJob

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rskd.config import ComputeOptions
-from rskd.errors import ResourceError
+from rskd.errors import FileError, ResourceError
 from rskd.models.exported import SUFFIX, OnnxSegmenter, inspect_onnx
 from rskd.models.passport import Passport
 from rskd.models.presets import weight_file
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter
+
+KEPT = 4
+"""Networks that stay in memory."""
+
+
+class Networks:
+    """Networks that were read, by their files, so that the second image is begun at once."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[tuple[Path, int, int], Segmenter] = OrderedDict()
+
+    def get(self, path: Path, compute: ComputeOptions) -> Segmenter:
+        """Return the network in a file, placed, from memory if the file is the one that was read.
+
+        Raises
+        ------
+        FileError, ModelError, ResourceError
+            As `open_network` and `place`.
+        """
+        path = weight_file(path)
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
+        key = (path.resolve(), facts.st_mtime_ns, facts.st_size)
+        model = self._models.pop(key, None) or open_network(path)
+        self._models[key] = model
+        while len(self._models) > KEPT:
+            self._models.popitem(last=False)
+        return place(model, compute)
+
+    def forget(self) -> None:
+        """Free their memory."""
+        self._models.clear()
 
 
 def open_network(path: Path) -> Segmenter:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +11,11 @@ from numpy.typing import NDArray
 
 from rskd.backend import backend_of
 from rskd.config import ComputeOptions
-from rskd.errors import FileError, ParameterError
+from rskd.errors import ParameterError
 from rskd.events import Task
-from rskd.io import guess_axes, read_scan, write_image, write_labels
+from rskd.io import guess_axes, read_scan
 from rskd.jobs import (
+    BatchJob,
     ContourletJob,
     DistillJob,
     EvaluateJob,
@@ -30,15 +29,14 @@ from rskd.jobs import (
     SegmentJob,
     TrainJob,
 )
+from rskd.networks import Networks
 from rskd.scan import Scan
 
 if TYPE_CHECKING:
-    from rskd.models.segmenter import Segmenter
+    pass
 
 Arrays = Mapping[str, NDArray[Any]]
 NOTHING: Arrays = MappingProxyType({})
-KEPT = 4
-"""Networks that stay in memory."""
 
 
 def run(job: Job, arrays: Arrays = NOTHING) -> Task[Outcome]:
@@ -86,7 +84,7 @@ class Session:
     """
 
     def __init__(self) -> None:
-        self._models: OrderedDict[tuple[Path, int, int], Segmenter] = OrderedDict()
+        self._networks = Networks()
 
     def prepare(self) -> None:
         """Import what nearly every job needs; it takes seconds."""
@@ -101,6 +99,10 @@ class Session:
                 return (yield from _inspect(job))
             case SegmentJob():
                 return (yield from self._segment(job, arrays))
+            case BatchJob():
+                from rskd.batch import batch
+
+                return (yield from batch(job, self._networks))
             case RankJob():
                 return (yield from self._rank(job, arrays))
             case ContourletJob():
@@ -123,7 +125,7 @@ class Session:
     def _train(self, job: TrainJob | DistillJob | ResumeJob) -> Task[Outcome]:
         from rskd import train
 
-        self._models.clear()  # a training needs the memory more
+        self._networks.forget()  # a training needs the memory more
         match job:
             case TrainJob():
                 return (yield from train.train(job))
@@ -133,30 +135,31 @@ class Session:
                 return (yield from train.resume(job))
 
     def _segment(self, job: SegmentJob, arrays: Arrays) -> Task[Outcome]:
-        from rskd.segment import segment
+        from rskd.measure import columns, features
+        from rskd.results import segment_scan, write_results
 
         scan = find_image(job, arrays)
-        model = self._model(job.model, job.compute)
+        files = [path for path in (job.model, job.compare_with) if path is not None]
+        model, *others = (self._networks.get(path, job.compute) for path in files)
+        names = [info.name for info in model.spec.classes]
         began = time.perf_counter()
-        result = yield from segment(model, scan, job.options)
+        results = yield from segment_scan(job, scan, model, *others)
         seconds = time.perf_counter() - began
         if job.output is not None:
-            names = [info.name for info in model.spec.classes[1:]]
-            write_labels(job.output, result.labels.data, scan, names=names)
-        found = {"labels": result.labels.data}
-        if result.probabilities is not None:
-            found["probabilities"] = result.probabilities.data
-            if job.output is not None:
-                name = f"{job.output.name.partition('.')[0]}_probabilities.tif"
-                write_image(job.output.with_name(name), result.probabilities)
+            write_results(job.output, results, names[1:])
         value = {
             "classes": [{"name": info.name, "color": info.color} for info in model.spec.classes],
-            "axes": result.labels.axes,
+            "axes": results.labels.axes,
+            "measurements": columns(results.measurements),
+            "features": features(results.measurements, names),
+            "made_with": results.made_with,
             "seconds": seconds,
             "device": backend_of(model).device,
             "model": model.spec.name,
         }
-        return Outcome(value, found)
+        return Outcome(
+            value, {"labels": results.labels.data, **{name: map_.data for name, map_ in results.maps.items()}}
+        )
 
     def _rank(self, job: RankJob, arrays: Arrays) -> Task[Outcome]:
         from rskd.models.exported import refuse_exported
@@ -165,27 +168,10 @@ class Session:
         files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
         for path in files.values():
             refuse_exported(path)
-        models = {role: self._model(path, job.compute) for role, path in files.items()}
+        models = {role: self._networks.get(path, job.compute) for role, path in files.items()}
         if not models:
             raise ParameterError("There is no network to look into: name a teacher, a student, or both.")
         return (yield from rank(models, find_image(job, arrays), job.options, output=job.output))
-
-    def _model(self, path: Path, compute: ComputeOptions) -> Segmenter:
-        """Return the network in a file, from memory if the file is the one that was read."""
-        from rskd.models.presets import weight_file
-        from rskd.networks import open_network, place
-
-        path = weight_file(path)
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
-        key = (path.resolve(), facts.st_mtime_ns, facts.st_size)
-        model = self._models.pop(key, None) or open_network(path)
-        self._models[key] = model
-        while len(self._models) > KEPT:
-            self._models.popitem(last=False)
-        return place(model, compute)
 
 
 def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Scan:

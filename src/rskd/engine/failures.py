@@ -11,6 +11,7 @@ from rskd.errors import EngineError, FileError, ParameterError, ResourceError, R
 _DOING = {
     "inspect": "reading the weights",
     "segment": "segmenting",
+    "batch": "segmenting a folder",
     "rank": "ranking the tokens",
     "contourlet": "computing the contourlet sub-bands",
     "evaluate": "evaluating",

@@ -1,0 +1,312 @@
+"""Segment a folder of images: one after the other, past those that cannot be read, without doing anything twice.
+
+The results mirror the folder. Beside them lie three tables: ``measurements.csv`` and ``failures.csv`` call an image by
+`rskd.cases.case_id`, since file names are often patients' names; ``files.csv`` alone says which file that is.
+``.rskd`` holds a record of every finished image: with which recipe it was made, and from which state of its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rskd.errors import FileError, ParameterError, RskdError
+from rskd.events import Command, Message, Progress, Task
+from rskd.folder import Item, find_items, split_name
+from rskd.io import read_scan, read_scans
+from rskd.io.files import write_atomically
+from rskd.jobs import BatchJob, Outcome
+from rskd.measure import columns, write_table
+from rskd.models.presets import weight_file
+from rskd.networks import Networks
+from rskd.results import Results, segment_scan, write_results
+from rskd.scan import Scan
+
+_ENDINGS = {"nifti": ".nii.gz", "dicom": ".dcm", "tiff": ".tif"}
+"""Of the formats whose ending is not their name."""
+_OF_SOURCE = {
+    ".nhdr": ".nrrd", ".mhd": ".mha", ".tiff": ".tif", ".svs": ".tif", ".ome.tif": ".ome.tif", ".ome.tiff": ".ome.tif",
+    ".jpg": ".png", ".jpeg": ".png", ".bmp": ".png", ".gif": ".png", ".ome.zarr": ".zarr",
+}  # fmt: skip
+"""Where the labels of an image end in something else than the image itself."""
+_RECORDS = ".rskd"
+_NOT_IN_RECIPE = {"kind", "images", "output", "pattern", "compute"}
+_NOT_IN_OPTIONS = ("batch_size", "region")
+"""What is left of the recipe since it changes nothing but the time."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one image."""
+
+    name: str
+    """Of the image, in its folder."""
+    case: str
+    """Twelve digits that stand for its content."""
+    recipe: str = ""
+    state: str = ""
+    """Of the files it was read from, by size and time."""
+    outputs: tuple[str, ...] = ()
+    """Files, in the folder of the results, the labels first."""
+    measurements: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """All that the labels depend on besides the image."""
+    seconds: float = 0.0
+    error: str = ""
+    """Why there is nothing, in one sentence that names neither file nor folder; empty = all went well."""
+
+
+def batch(job: BatchJob, networks: Networks | None = None) -> Task[Outcome]:
+    """Segment every image of a folder.
+
+    Parameters
+    ----------
+    job
+        Network, folders, and what to do to every image.
+    networks
+        Networks that are in memory already.
+
+    Yields
+    ------
+    Progress
+        Over the images; also while one is worked on.
+    Message
+        For every image that fails, and where results of another recipe are made again.
+
+    Returns
+    -------
+    Outcome
+        `value` is ``{"images", "done", "skipped", "failed", "stopped", "output"}``, the first four as numbers.
+
+    Raises
+    ------
+    FileError
+        If there is no such folder, no image in it, or no weight file.
+    """
+    items = find_items(job.images, without=job.output, pattern=job.pattern)
+    recipe = recipe_of(job)
+    networks = networks or Networks()
+    records = {item: record for item in items if (record := _finished(job, item, recipe)) is not None}
+    skipped = len(records)
+    outdated = sum(_record_file(job, item).is_file() for item in items if item not in records)
+    if outdated:
+        yield Message(f"{outdated} results were made with another recipe or from other files: they are made again.")
+    stopped = False
+    for item in [item for item in items if item not in records]:
+        progress = Progress(len(records), len(items), "images")
+        record = yield from _heeding_stop(segment_item(job, item, recipe, networks), progress)
+        if record is None:
+            stopped = True
+            break
+        records[item] = record
+        if record.error:
+            yield Message(f"Image {record.case} is left out: {record.error}", warning=True)
+        yield Progress(len(records), len(items), "images")
+    found = [records[item] for item in items if item in records]
+    _write_tables(job.output, found)
+    failed = sum(bool(record.error) for record in found)
+    counts = {"images": len(items), "done": len(found) - skipped - failed, "skipped": skipped, "failed": failed}
+    return Outcome({**counts, "stopped": stopped, "output": str(job.output)})
+
+
+def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> Task[Record]:
+    """Do one image of a batch: read, segment, write, and record it. What fails is told in the record, never raised.
+
+    Job, item, recipe and record can be pickled, so that another process can do it.
+
+    Parameters
+    ----------
+    job
+        The batch.
+    item
+        One of `rskd.folder.find_items`.
+    recipe
+        From `recipe_of`.
+    networks
+        Networks that are in memory already.
+    """
+    began = time.perf_counter()
+    case = state = ""
+    try:
+        state = _state(item)
+        case = _case(item)
+        networks_of_job = [
+            networks.get(path, job.compute) for path in (job.model, job.compare_with) if path is not None
+        ]
+        scan = _read(item, job.axes)
+        results = yield from segment_scan(job, scan, *networks_of_job)
+        names = [info.name for info in networks_of_job[0].spec.classes[1:]]
+        written = yield from _write(job, item, replace(results, measurements=()), scan, names)
+    except RskdError as error:
+        return Record(item.name, case or _unread(item), error=_nameless(str(error), job, item, case or _unread(item)))
+    except Exception as error:  # a library that stumbles over one file must not keep the others from being done
+        sentence = f"It cannot be segmented ({type(error).__name__}): look at it on its own with `rskd segment`."
+        return Record(item.name, case or _unread(item), error=sentence)
+    record = Record(
+        item.name,
+        case,
+        recipe=recipe,
+        state=state,
+        outputs=tuple(path.relative_to(job.output).as_posix() for path in written),
+        measurements=columns(results.measurements),
+        made_with=results.made_with,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+    write_atomically(_record_file(job, item), json.dumps(asdict(record)).encode())
+    return record
+
+
+def recipe_of(job: BatchJob) -> str:
+    """Return the SHA-256 of all that the results depend on besides the images: weights and options.
+
+    Raises
+    ------
+    FileError
+        If a weight file cannot be read.
+    """
+    fields = job.model_dump(mode="json", exclude=_NOT_IN_RECIPE)
+    for name in _NOT_IN_OPTIONS:
+        fields["options"].pop(name, None)
+    fields["model"], *fields["compare_with"] = map(_digest_of_weights, _weight_files(job))
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _weight_files(job: BatchJob) -> list[Path]:
+    return [path for path in (job.model, job.compare_with) if path is not None]
+
+
+def _digest_of_weights(path: Path) -> str:
+    path = weight_file(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
+
+
+# -------------------------------------------------------------------------------------------------------- one image
+
+
+def _heeding_stop(task: Task[Record], progress: Progress) -> Task[Record | None]:
+    """Run the task of one image, which does not listen, and close it when it is to stop; then there is no record."""
+    try:
+        while True:
+            try:
+                event = next(task)
+            except StopIteration as end:
+                record: Record = end.value
+                return record
+            if (yield event if isinstance(event, Message) else progress) is Command.STOP:
+                return None
+    finally:
+        task.close()
+
+
+def _read(item: Item, axes: str | None) -> Scan:
+    if len(item.files) == 1:
+        return read_scan(item.files[0], axes=axes)
+    return read_scans(*item.files)[0]
+
+
+def _write(job: BatchJob, item: Item, results: Results, scan: Scan, names: Sequence[str]) -> Task[list[Path]]:
+    """Write the results; where the format of the source cannot hold them, as NIfTI."""
+    ending = _ending(job, item, scan)
+    target = job.output / f"{item.target}{ending}"
+    try:
+        return write_results(target, results, names)
+    except ParameterError as error:
+        if job.format != "source" or ending != ".dcm":
+            raise
+        yield Message(f"No DICOM SEG can be made of image {_case(item)}, NIfTI is written: {error}")
+        return write_results(target.with_name(f"{target.name.removesuffix(ending)}.nii.gz"), results, names)
+
+
+def _ending(job: BatchJob, item: Item, scan: Scan) -> str:
+    """Return the ending of the labels."""
+    if job.format != "source":
+        return _ENDINGS.get(job.format, f".{job.format}")
+    own = split_name(item.files[0].name)[1]
+    if item.dicom:
+        return ".dcm"
+    ending = _OF_SOURCE.get(own, own) or (".nii.gz" if scan.anatomical else ".tif")
+    return ".tif" if ending == ".png" and scan.axes.replace("c", "") != "yx" else ending
+
+
+def _case(item: Item) -> str:
+    """Return what `rskd.cases.case_id` calls an image, without reading it."""
+    several = item.files if len(item.files) > 1 else ()
+    digest = Scan(np.empty((1, 1)), "yx", source=item.files[0], files=several).digest
+    assert digest is not None  # noqa: S101 - it has a source
+    return digest[:12]
+
+
+def _unread(item: Item) -> str:
+    """Return what an image is called whose content cannot be read."""
+    return hashlib.sha256(item.name.encode()).hexdigest()[:12]
+
+
+def _nameless(sentence: str, job: BatchJob, item: Item, case: str) -> str:
+    """Put the number of a case where a sentence names its files or folders."""
+    target = job.output / item.target
+    words = {str(path) for path in (target.parent, *item.files, *(path.parent for path in item.files))}
+    words |= {path.name for path in (*item.files, Path(item.name))}
+    for word in sorted(words, key=len, reverse=True):
+        sentence = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", case, sentence)
+    sentence = re.sub(rf"(?<!\w){re.escape(target.name)}\.\w[\w.]*\w", case, sentence)  # a file of its results
+    return sentence
+
+
+def _state(item: Item) -> str:
+    """Return a fingerprint of the files of an image that takes no reading: sizes and times."""
+    total = hashlib.sha256()
+    for path in item.files:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            facts = file.stat()
+            total.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return total.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- records and tables
+
+
+def _record_file(job: BatchJob, item: Item) -> Path:
+    return job.output / _RECORDS / f"{item.target}.json"
+
+
+def _finished(job: BatchJob, item: Item, recipe: str) -> Record | None:
+    """Return the record of an image if it was done with this recipe, from these files, and all of it is still there."""
+    try:
+        record = Record(**json.loads(_record_file(job, item).read_bytes()))
+        current = (record.name, record.recipe, record.state) == (item.name, recipe, _state(item))
+    except (OSError, ValueError, TypeError):
+        return None
+    there = all((job.output / name).exists() for name in record.outputs)
+    return replace(record, outputs=tuple(record.outputs)) if current and there else None
+
+
+def _write_tables(output: Path, records: Sequence[Record]) -> None:
+    measured: dict[str, list[Any]] = {"case": []}
+    for record in records:
+        before, count = len(measured["case"]), len(next(iter(record.measurements.values()), ()))
+        for name, values in {"case": [record.case] * count, **record.measurements}.items():
+            column = measured.setdefault(name, [])
+            column += [None] * (before - len(column)) + list(values)
+    rows = len(measured["case"])
+    write_table(output / "measurements.csv", {k: v + [None] * (rows - len(v)) for k, v in measured.items()})
+    failed = [record for record in records if record.error]
+    write_table(output / "failures.csv", {"case": [r.case for r in failed], "reason": [r.error for r in failed]})
+    table: dict[str, list[Any]] = {
+        "case": [record.case for record in records],
+        "file": [record.name for record in records],
+        "labels": [record.outputs[0] if record.outputs else None for record in records],
+        "seconds": [record.seconds if record.outputs else None for record in records],
+    }
+    write_table(output / "files.csv", table)

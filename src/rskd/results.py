@@ -1,0 +1,166 @@
+"""What comes out of an image: labels, cleaned up and measured, and maps of how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rskd.clean_up import clean_up, counts_voxels
+from rskd.errors import ModelError
+from rskd.events import Message, Task
+from rskd.folder import split_name
+from rskd.io import write_image, write_labels
+from rskd.jobs import Segmenting
+from rskd.measure import Measurement, columns, measure, write_table
+from rskd.models.exported import OnnxSegmenter
+from rskd.recipe import fingerprint
+from rskd.scan import Scan
+from rskd.uncertainty import divergence, entropy, margin
+
+if TYPE_CHECKING:
+    from rskd.models.segmenter import Segmenter
+
+MAPS: Mapping[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {"entropy": entropy, "margin": margin}
+"""Maps of uncertainty by name."""
+_OF_MAPS = {".png": ".tif", ".dcm": ".nii.gz"}
+"""Endings of maps where the format of the labels cannot hold real numbers."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was found in an image, in its world."""
+
+    labels: Scan
+    maps: Mapping[str, Scan] = field(default_factory=dict)
+    """On request: `probabilities`, `entropy`, `margin`, `disagreement`, `divergence`."""
+    measurements: tuple[Measurement, ...] = ()
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """All that the labels depend on besides the image, ready for JSON."""
+
+
+def segment_scan(job: Segmenting, scan: Scan, model: Segmenter, other: Segmenter | None = None) -> Task[Results]:
+    """Segment a scan and do everything that a job asks for besides.
+
+    Parameters
+    ----------
+    job
+        What to do.
+    scan
+        The image.
+    model
+        The network.
+    other
+        The network to compare it with, where the job names one.
+
+    Raises
+    ------
+    ModelError
+        If the two networks do not know the same classes.
+    ParameterError, ResourceError
+        As `rskd.segment.segment`, and if there is no such class to clean up.
+    """
+    from rskd.segment import segment
+
+    names = [info.name for info in model.spec.classes]
+    wanted = job.options
+    if job.uncertainty or other is not None:
+        wanted = wanted.model_copy(update={"probabilities": True})
+    found = yield from segment(_seen_from_sides(model, job.tta), scan, wanted)
+    maps: dict[str, Scan] = {}
+    if found.probabilities is not None:
+        probabilities, axes = np.asarray(found.probabilities.data), found.labels.axes
+        maps = {"probabilities": found.probabilities} if job.options.probabilities else {}
+        maps |= {name: found.labels.like(MAPS[name](probabilities), axes) for name in job.uncertainty}
+        if other is not None:
+            _check_classes(model, other)
+            second = yield from segment(_seen_from_sides(other, job.tta), scan, wanted)
+            assert second.probabilities is not None  # noqa: S101 - they were asked for
+            differing = np.asarray(found.labels.data) != np.asarray(second.labels.data)
+            maps["disagreement"] = found.labels.like(differing.view(np.uint8), axes)
+            maps["divergence"] = found.labels.like(divergence(probabilities, second.probabilities.data), axes)
+    labels = found.labels
+    if job.clean_up.active:
+        if counts_voxels(labels, job.clean_up):
+            yield Message("The image does not state the size of its voxels: min_size counts voxels.", warning=True)
+        labels = clean_up(labels, job.clean_up, names[1:])
+    rows: tuple[Measurement, ...] = ()
+    if job.measure != "none":
+        rows = measure(labels, scan.at_level(wanted.level), names=names[1:], slices=job.measure == "slices")
+    recipe = found.recipe.model_copy(update={"weights": fingerprint(model)})  # not those of a stand-in
+    made_with = {**recipe.model_dump(mode="json"), **job.model_dump(mode="json", include={"tta", "clean_up"})}
+    return Results(labels, maps, rows, made_with)
+
+
+def write_results(output: Path, results: Results, names: Sequence[str]) -> list[Path]:
+    """Write labels, and beside them the maps and the table of measurements; returns the files, the labels first.
+
+    Parameters
+    ----------
+    output
+        File for the labels, as for `rskd.io.write_labels`; the others get its name with ``_entropy`` … added.
+    results
+        What was found.
+    names
+        Names of the labels 1, 2 …
+    """
+    write_labels(output, results.labels.data, results.labels, names=names)
+    written = [output]
+    for name, values in results.maps.items():
+        written.append(companion(output, name))
+        write_image(written[-1], values)
+    if results.measurements:
+        written.append(companion(output, "measurements", ".csv"))
+        write_table(written[-1], columns(results.measurements))
+    return written
+
+
+def companion(output: Path, what: str, ending: str = "") -> Path:
+    """Return the name of a file that belongs to labels.
+
+    Parameters
+    ----------
+    output
+        File of the labels, or the place of labels inside of an OME-Zarr image, beside which it is put.
+    what
+        What is in it.
+    ending
+        Its ending; empty = that of the labels, or one like it that holds real numbers.
+
+    Examples
+    --------
+    >>> companion(Path("a/scan.1.nii.gz"), "entropy").name, companion(Path("photo.png"), "margin").name
+    ('scan.1_entropy.nii.gz', 'photo_margin.tif')
+    >>> companion(Path("image.zarr/labels/vessels"), "entropy").as_posix()
+    'image_vessels_entropy.zarr'
+    """
+    stem, own = split_name(output.name)
+    folder = output.parent
+    if not own:
+        image = output.parent.parent
+        folder, stem, own = image.parent, f"{split_name(image.name)[0]}_{output.name}", ".zarr"
+    return folder / f"{stem}_{what}{ending or _OF_MAPS.get(own, own)}"
+
+
+def _seen_from_sides(model: Segmenter, tta: str) -> Segmenter:
+    """Return the network, or one that answers with its mean over flipped tiles, which can stand in its place."""
+    if tta == "none":
+        return model
+    if isinstance(model, OnnxSegmenter):
+        raise ModelError("An exported network cannot look at tiles from several sides: use the file it was made from.")
+    from rskd.models.augmented import Augmented
+
+    return cast("Segmenter", Augmented(model, rotations=tta == "rotations"))
+
+
+def _check_classes(model: Segmenter, other: Segmenter) -> None:
+    ours, theirs = ([info.name for info in network.spec.classes] for network in (model, other))
+    if ours != theirs:
+        raise ModelError(
+            f"{model.spec.name} knows {', '.join(ours[1:])}, {other.spec.name} {', '.join(theirs[1:])}: "
+            "networks of the same classes can be compared."
+        )
