@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPush
 from napari_rskd._form import guard_wheel
 from napari_rskd._session import Model
 
-WEIGHT_SUFFIXES = (".safetensors", ".onnx")
+WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth", ".pt2")
 WEIGHT_FILES = f"Model weights ({' '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)});;All files (*)"
 _BROWSE = "browse"  # data of the entry that opens the file dialog
 

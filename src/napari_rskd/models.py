@@ -32,7 +32,7 @@ class ModelsWidget(Panel):
         self.boxes: dict[str, ModelBox] = {}
         self.passports: dict[str, QLabel] = {}
         self._queue: list[str] = []
-        self.column.addWidget(text("Drop weight files (.safetensors, .onnx) here, or choose them below."))
+        self.column.addWidget(text("Drop weight files (.safetensors, .onnx, .pt) here, or choose them below."))
         for role, help_text in ROLES.items():
             self._add_role(role, help_text)
         self.column.addStretch(1)

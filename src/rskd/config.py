@@ -67,7 +67,7 @@ class ModelSpec(Config):
     """Number of transformer blocks; None = as the encoder is published."""
     num_heads: Annotated[int | None, Field(ge=1, le=64)] = None
     """Attention heads per block; None = as the encoder is published."""
-    patch_size: Annotated[int, Field(ge=2, le=64)] = 16
+    patch_size: Annotated[int, Field(ge=2, le=4096)] = 16
     """Side of a patch (one token) in pixels; of other networks, pixels per place of their deepest map."""
     image_size: Annotated[int, Field(ge=16, le=4096)] = 224
     """Side of the square tiles the network was trained on, in pixels; a multiple of the patch size."""
@@ -107,6 +107,43 @@ class ModelSpec(Config):
         if self.channels and len(self.channels) != self.in_channels:
             raise ValueError(f"channels names {len(self.channels)} channels, in_channels is {self.in_channels}")
         return self
+
+
+class ForeignSpec(Config):
+    """What a network from elsewhere takes and gives: the content of the JSON file beside it."""
+
+    in_channels: Annotated[int, Field(ge=1, le=64)]
+    """Number of image channels."""
+    classes: tuple[ClassInfo, ...]
+    """The classes in the order of its outputs, the background first; a name alone will do."""
+    image_size: Annotated[int, Field(ge=16, le=4096)]
+    """Side of the square tiles that it takes, in pixels."""
+    normalisation: Literal["zscore", "percentile"]
+    """How it expects the intensities of every image and channel: see `ModelSpec`."""
+    patch_size: Annotated[int, Field(ge=2, le=4096)] = 32
+    """Sides of tiles must be a multiple of this, in pixels; the image size where no other is taken."""
+    name: str = ""
+    """Name for people; empty = that of the file."""
+    channels: tuple[str, ...] = ()
+    """Names of the channels; empty = unnamed."""
+    frame: Annotated[int | None, Field(ge=16)] = None
+    """See `ModelSpec`."""
+    modality: str = ""
+    """What the images are, in words."""
+    architecture: str | None = None
+    """Architecture of segmentation_models_pytorch ("Unet", "FPN" …), for a file of its weights; None = the file is a
+    program."""
+    encoder: str = "resnet34"
+    """Encoder of that architecture."""
+    trusted: bool = False
+    """You trust the author of the program: it runs when it is loaded."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _named(cls, classes: object) -> object:
+        if not isinstance(classes, list | tuple):
+            return classes
+        return [{"name": found} if isinstance(found, str) else found for found in classes]
 
 
 # ------------------------------------------------------------------------------------------------------- inference

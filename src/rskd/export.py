@@ -69,13 +69,16 @@ def export(job: ExportJob) -> Task[Outcome]:
         As `export_onnx`.
     """
     from rskd.models import weights  # it imports torch
+    from rskd.models.foreign import from_elsewhere
 
     if job.output.suffix.lower() != SUFFIX:
         raise ParameterError(f"{job.output.name} is to be an ONNX file: let its name end in {SUFFIX}.")
     model, card = weights.load(job.model), weights.inspect(job.model).card
+    if from_elsewhere(model):
+        raise ModelError(f"{job.model.name} is a network from elsewhere: export it with the program that it is from.")
     spec = _at_size(model, job.size).spec
     images = _samples(spec) if job.image is None else tiles_of(read_scan(job.image, axes=job.axes), spec)
-    what = "drawn vessels and noise" if job.image is None else f"{len(images)} tiles of {job.image.name}"
+    what = "drawn vessels and noise" if job.image is None else f"{len(images)} tiles of the image"
     yield Message(f"Exporting {spec.name} for tiles of {spec.image_size} pixels, and checking it on {what}.")
     job.output.parent.mkdir(parents=True, exist_ok=True)
     difference = export_onnx(model, job.output, card=card, size=job.size, images=images)

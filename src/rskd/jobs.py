@@ -156,6 +156,9 @@ class TrainJob(Config):
     model: str
     """Weight file or bundled network to start from, name of a network to start fresh (`rskd doctor` lists them),
     or a JSON file that describes one."""
+    pretrained: Path | None = None
+    """File with timm weights for the encoder of a network that starts fresh; "download" fetches those that timm
+    publishes for it."""
     data: DataOptions
     """Images and masks."""
     run: Path
@@ -176,6 +179,9 @@ class _Distillation(Config):
     student: str
     """Weight file or bundled network to start from, name of a network to start fresh (`rskd doctor` lists them),
     or a JSON file that describes one."""
+    pretrained: Path | None = None
+    """File with timm weights for the encoder of a network that starts fresh; "download" fetches those that timm
+    publishes for it."""
     data: DataOptions
     """Images and masks."""
     training: TrainOptions = TrainOptions()

@@ -11,6 +11,7 @@ from rskd.errors import FileError, ModelError, ParameterError
 from rskd.io import read_scan
 from rskd.jobs import DistillJob, PreflightJob, TrainJob
 from rskd.models import weights
+from rskd.models.foreign import from_elsewhere
 from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
 from rskd.models.segmenter import Segmenter
 
@@ -18,23 +19,28 @@ from rskd.models.segmenter import Segmenter
 def networks_for(job: TrainJob | DistillJob | PreflightJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
     """Return the network to train, and its teacher where it has one."""
     if isinstance(job, TrainJob):
-        return _network(job.model, lambda: _fresh_spec(job, case)), None
+        return _network(job.model, lambda: _fresh_spec(job, case), job.pretrained), None
     teacher = weights.load(job.teacher)
-    student = _network(job.student, lambda: student_spec(job.student, teacher.spec))
+    student = _network(job.student, lambda: student_spec(job.student, teacher.spec), job.pretrained)
     _check_pair(student.spec, teacher.spec)
     return student, teacher
 
 
-def _network(name: str, fresh: Callable[[], ModelSpec]) -> Segmenter:
+def _network(name: str, fresh: Callable[[], ModelSpec], pretrained: Path | None) -> Segmenter:
     """Return a network from a weight file, from a description, or fresh by name."""
     path = weight_file(Path(name))
     if name in PRESETS:
-        return Segmenter(fresh())
+        return Segmenter(fresh(), pretrained=pretrained)
     if path.suffix == ".json":
-        return Segmenter(weights.read_spec(path))
+        return Segmenter(weights.read_spec(path), pretrained=pretrained)
     if not path.exists():
         raise FileError(f"{name} is neither a file nor one of the named networks: {', '.join(PRESETS)}.")
-    return weights.load(path)
+    if pretrained is not None:
+        raise ParameterError(f"{path.name} holds weights already: leave pretrained out, or start a network fresh.")
+    model = weights.load(path)
+    if from_elsewhere(model):
+        raise ModelError(f"{path.name} is a network from elsewhere: it can teach and segment, but not be trained here.")
+    return model
 
 
 def _fresh_spec(job: TrainJob, case: Case) -> ModelSpec:

@@ -13,6 +13,7 @@ from rskd.cases import Case, find_cases, patients, read_partners, split_cases
 from rskd.compute import use_threads
 from rskd.config import ModelSpec
 from rskd.data import Slice, load_slices
+from rskd.distillation.feasible import feasible
 from rskd.errors import DataError, FileError
 from rskd.events import Progress, Task
 from rskd.io import read_scan
@@ -78,11 +79,16 @@ def preflight(job: PreflightJob) -> Task[Outcome]:
     training, validation = split_cases(find_cases(job.data), job.data, job.training.seed)
     student, teacher = networks_for(job, training[0])
     check_patch(job.training, student, teacher)
+    missing: list[str] = []
+    if teacher is not None:
+        terms, missing = feasible(job.distillation, teacher)
+        job = job.model_copy(update={"distillation": terms})
     look = _Look(student.spec, total=len(training) + len(validation))
     sides = []
     for cases in (training, validation):
         sides.append((yield from look.over(cases)))
     findings = [*look.findings(), *_on_sides(sides[0], sides[1], student.spec), *_on_leaks(*sides)]
+    findings += [Finding("warning", sentence) for sentence in missing]
     cost = None
     if look.kept and not any(finding.kind == "problem" for finding in findings):
         cost = probe(job, student, teacher, look.kept, planes_to_check=sides[1].planes)

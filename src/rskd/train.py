@@ -17,11 +17,13 @@ from rskd.cases import Case, find_cases, split_cases
 from rskd.compute import use_threads
 from rskd.config import DistillOptions, ModelSpec
 from rskd.data import Slice, load_slices
+from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError
 from rskd.events import Message, Progress, Task, drain
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models import weights
+from rskd.models.encoders import DOWNLOAD
 from rskd.models.presets import PRESETS, weight_file
 from rskd.pair import check_patch, networks_for
 from rskd.runs import RunFolder
@@ -85,6 +87,8 @@ def _settled(job: AnyTraining) -> AnyTraining:
         changes[field] = str(weight_file(Path(network)).absolute())
     if isinstance(job, DistillJob):
         changes["teacher"] = weight_file(job.teacher).absolute()
+    if job.pretrained is not None and job.pretrained != DOWNLOAD:
+        changes["pretrained"] = job.pretrained.absolute()
     return job.model_copy(update=changes)
 
 
@@ -126,7 +130,8 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
     with torch.random.fork_rng():
         torch.manual_seed(job.training.seed)
         student, teacher = networks_for(job, training[0])
-        terms = job.distillation if isinstance(job, DistillJob) else TASK_ONLY
+        wanted = job.distillation if isinstance(job, DistillJob) else TASK_ONLY
+        terms, missing = (wanted, []) if teacher is None else feasible(wanted, teacher)
         objective = Objective(student, teacher, terms, job.training.loss)
     check_patch(job.training, student, teacher)
     where = f"on {fabric.device} with {threads} threads"
@@ -137,6 +142,8 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
         folder.tidy()
         folder.append(start)
     yield start
+    for sentence in missing:
+        yield Message(sentence, warning=True)
     planes = yield from _load(training, student.spec, skip=job.data.skip_unreadable)
     held_out = yield from _load(validation, student.spec, skip=job.data.skip_unreadable)
     if objective.options.task and not any((plane.target >= 0).any() for plane in planes):

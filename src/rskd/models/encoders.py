@@ -15,6 +15,8 @@ from rskd.errors import FileError, ModelError
 
 PLAIN = ("vision_transformer", "deit")
 """Modules of timm whose networks are plain Vision Transformers: their width, depth, heads and patches can be chosen."""
+DOWNLOAD = Path("download")
+"""In the place of a file: fetch the weights that timm publishes."""
 FAILURES = (RuntimeError, TypeError, ValueError, AssertionError, KeyError)
 
 
@@ -26,14 +28,15 @@ def build_encoder(spec: ModelSpec, *, pretrained: Path | None = None) -> nn.Modu
     spec
         Description of the network.
     pretrained
-        File with timm weights of this encoder; ``None`` = fresh weights. Nothing is ever downloaded.
+        File with timm weights of this encoder; ``None`` = fresh weights. `DOWNLOAD` alone fetches those that timm
+        publishes; otherwise nothing is ever downloaded.
 
     Raises
     ------
     ModelError
         If timm has no such encoder, it cannot be built as described, or the weights do not fit.
     FileError
-        If there is no such file.
+        If there is no such file, or it cannot be fetched.
 
     Examples
     --------
@@ -41,7 +44,8 @@ def build_encoder(spec: ModelSpec, *, pretrained: Path | None = None) -> nn.Modu
     >>> strides(encoder)
     (2, 4, 8, 16, 32)
     """
-    arguments: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": spec.in_channels}
+    fetch = pretrained == DOWNLOAD
+    arguments: dict[str, Any] = {"pretrained": fetch, "num_classes": 0, "in_chans": spec.in_channels}
     try:
         if _family(spec.encoder) in PLAIN:
             encoder: nn.Module = timm.create_model(spec.encoder, **arguments, **_plain_arguments(spec))
@@ -49,9 +53,15 @@ def build_encoder(spec: ModelSpec, *, pretrained: Path | None = None) -> nn.Modu
             encoder = _build_other(spec, arguments)
     except FAILURES as error:
         raise ModelError(f"The encoder {spec.encoder!r} cannot be built as described: {error}.") from error
+    except Exception as error:  # whatever a network that is away raises
+        if not fetch:
+            raise
+        raise FileError(
+            f"The weights of {spec.encoder} cannot be fetched ({type(error).__name__}): name a file instead."
+        ) from error
     if not is_plain(encoder):
         _check_stride(spec, encoder)
-    if pretrained is not None:
+    if pretrained is not None and not fetch:
         load_pretrained(encoder, pretrained)
     return encoder
 

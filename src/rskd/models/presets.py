@@ -44,7 +44,7 @@ PRESETS: dict[str, ModelSpec] = {
 }
 """Networks to start fresh, by name; small to large."""
 
-_COLORS = ("#e4572e", "#2e86ab", "#f2b134", "#5fad56", "#9b5de5", "#00a6a6", "#d7263d", "#8d6a9f")
+COLORS = ("#e4572e", "#2e86ab", "#f2b134", "#5fad56", "#9b5de5", "#00a6a6", "#d7263d", "#8d6a9f")
 
 _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED: dict[str, Path] = {
@@ -89,7 +89,7 @@ def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str]) -> ModelS
     """
     if name not in PRESETS:
         raise ModelError(f"There is no network named {name!r}: choose one of {', '.join(PRESETS)}, or a weight file.")
-    infos = tuple(ClassInfo(name=label, color=_COLORS[i % len(_COLORS)]) for i, label in enumerate(classes))
+    infos = tuple(ClassInfo(name=label, color=COLORS[i % len(COLORS)]) for i, label in enumerate(classes))
     fields = PRESETS[name].model_dump() | {"in_channels": in_channels, "classes": (BACKGROUND, *infos)}
     return ModelSpec.model_validate(fields)
 

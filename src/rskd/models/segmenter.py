@@ -21,7 +21,7 @@ class Segmenter(nn.Module):
     spec
         Description of the network; see `rskd.config.ModelSpec`.
     pretrained
-        File with timm weights of the encoder; ``None`` = fresh weights. Nothing is ever downloaded.
+        File with timm weights of the encoder, or `rskd.models.encoders.DOWNLOAD`; ``None`` = fresh weights.
 
     Raises
     ------

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle  # only for the name of the error that torch raises
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
@@ -17,14 +15,21 @@ from torch import Tensor
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
 from rskd.io.files import write_atomically
+from rskd.models.description import described, read_fields
 from rskd.models.exported import refuse_exported
+from rskd.models.foreign import inspect_foreign, is_foreign, load_foreign
+from rskd.models.inference import find_weights, infer_spec
 from rskd.models.passport import Passport as Passport
 from rskd.models.passport import sha256 as sha256
 from rskd.models.presets import weight_file
 from rskd.models.segmenter import Segmenter
+from rskd.models.tensors import read_torch
 
-_PICKLE_OF_OLD = (b"(", b"c", b"}", b"]")
-"""First bytes of a pickle of protocol 0, which has no mark of its own."""
+INFERRED = {
+    "note": "the description was read off the weights' shapes: heads, intensities and names of classes leave no trace "
+    "there; a JSON file of the same name can state them"
+}
+"""Card of a network whose file does not describe it."""
 KEY = "rskd"
 """The one entry of the file's metadata: safetensors writes several in random order, and equal files must be equal."""
 
@@ -54,8 +59,10 @@ def load(path: Path) -> Segmenter:
     Parameters
     ----------
     path
-        Name of a bundled network, a ``.safetensors`` file of this program, or a ``.pt`` file that holds
-        ``{"spec": JSON, "state_dict": tensors}``.
+        Name of a bundled network, a ``.safetensors`` file of this program, a ``.pt`` file that holds
+        ``{"spec": JSON, "state_dict": tensors}``, a file of weights alone, whose description is read off their shapes
+        (`rskd.models.inference`), or a network from elsewhere with a JSON file beside it (`rskd.models.foreign`): this
+        one can teach and segment, not learn.
 
     Raises
     ------
@@ -65,6 +72,9 @@ def load(path: Path) -> Segmenter:
         If it holds something else, or code.
     """
     path = weight_file(path)
+    _check_file(path)
+    if is_foreign(path):
+        return cast("Segmenter", load_foreign(path))
     spec, tensors = _read(path)[:2]
     model = Segmenter(spec)
     _check(path, model.state_dict(), tensors)
@@ -73,8 +83,11 @@ def load(path: Path) -> Segmenter:
 
 
 def inspect(path: Path) -> Passport:
-    """Return what a weight file says about itself, without building the network."""
+    """Return what a weight file says about itself; a network of this program is not built for it."""
     path = weight_file(path)
+    _check_file(path)
+    if is_foreign(path):
+        return inspect_foreign(path)
     spec, tensors, card = _read(path)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return Passport(
@@ -108,17 +121,29 @@ def _parse_spec(text: str, path: Path) -> ModelSpec:
         raise ModelError(f"The description of the network in {path.name}: {where}: {problem['msg']}.") from error
 
 
-def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise FileError(f"There is no weight file {path}: check the name, or choose another file.")
     refuse_exported(path)
+
+
+def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
     reader = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     spec_json, tensors, card = reader(path)
+    spec = _inferred(tensors, path) if spec_json is None else _parse_spec(spec_json, path)
     floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    return _parse_spec(spec_json, path), floats, card
+    return spec, floats, card
 
 
-def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+def _inferred(tensors: dict[str, Tensor], path: Path) -> ModelSpec:
+    try:
+        fields = infer_spec(tensors, read_fields(path), name=path.stem)
+    except ModelError as error:
+        raise ModelError(f"{path.name} does not say which network it belongs to; {error}.") from error
+    return described(ModelSpec, fields, path.name)
+
+
+def _read_safetensors(path: Path) -> tuple[str | None, dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -126,7 +151,7 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path.name} is damaged or no safetensors file ({error}): copy it again.") from error
     if KEY not in metadata:
-        raise ModelError(f"{path.name} does not say which network it belongs to: it was not written by this program.")
+        return None, _weights(tensors, path), dict(INFERRED)
     try:
         content = json.loads(metadata[KEY])
         return content["spec"], tensors, {str(name): str(text) for name, text in content["card"].items()}
@@ -134,27 +159,18 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str
         raise ModelError(f"The description inside {path.name} is damaged: copy the file again.") from error
 
 
-def _read_torch(path: Path) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head != b"PK" and head[:1] != b"\x80" and head[:1] not in _PICKLE_OF_OLD:
-        raise FileError(f"{path.name} is no weight file: choose a .safetensors or .pt file.")
+def _read_torch(path: Path) -> tuple[str | None, dict[str, Tensor], dict[str, str]]:
+    content = read_torch(path)
+    if isinstance(content, Mapping) and isinstance(content.get("spec"), str):
+        return content["spec"], _weights(content, path), {}
+    return None, _weights(content, path), dict(INFERRED)
+
+
+def _weights(content: Any, path: Path) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path.name} holds more than weights (Python objects or code), which is never run: "
-            "ask its author for a .safetensors file."
-        ) from error
-    except Exception as error:  # whatever a damaged archive makes torch raise
-        raise FileError(f"{path.name} is damaged, or no weight file at all: copy it again.") from error
-    try:
-        return content["spec"] + "", dict(content["state_dict"]), {}
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"{path.name} does not say which network it belongs to: "
-            "it must hold a 'spec' (the description as JSON) and a 'state_dict'."
-        ) from error
+        return find_weights(content)
+    except ModelError as error:
+        raise ModelError(f"{path.name} is no weight file of a network: {error}.") from error
 
 
 def _check(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,39 @@
+"""Read a file that torch has written, as far as it holds tensors; no pickle is ever executed."""
+
+from __future__ import annotations
+
+import pickle  # only for the name of the error that torch raises
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rskd.errors import FileError, ModelError
+
+_PICKLE_OF_OLD = (b"(", b"c", b"}", b"]")
+"""First bytes of a pickle of protocol 0, which has no mark of its own."""
+
+
+def read_torch(path: Path) -> Any:
+    """Return what a ``.pt`` or ``.pth`` file holds: tensors, numbers and texts in lists and mappings.
+
+    Raises
+    ------
+    FileError
+        If the file is damaged, or none of torch.
+    ModelError
+        If it holds Python objects or code.
+    """
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head != b"PK" and head[:1] != b"\x80" and head[:1] not in _PICKLE_OF_OLD:
+        raise FileError(f"{path.name} is no weight file: choose a .safetensors or .pt file.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path.name} holds more than weights (Python objects or code), which is never run: "
+            "ask its author for a .safetensors file."
+        ) from error
+    except Exception as error:  # whatever a damaged archive makes torch raise
+        raise FileError(f"{path.name} is damaged, or no weight file at all: copy it again.") from error
