@@ -81,6 +81,9 @@ class ModelSpec(Config):
     """Channels of the decoder."""
     decoder: Literal["upsample", "linear", "mlp", "fpn", "unet"] = "upsample"
     """From the encoder to the pixels: the deepest map and the stem, the deepest map alone, or several stages."""
+    norm: Literal["batch", "group"] = "batch"
+    """How stem and decoder are normalised: over the batch, or every image by itself (for small batches, and for batches
+    that several processes share)."""
     classes: tuple[ClassInfo, ...] = (BACKGROUND, ClassInfo(name="foreground"))
     """The classes in the order of the network's outputs; the first one is the background."""
     normalisation: Literal["zscore", "percentile"] = "zscore"
@@ -281,8 +284,6 @@ class TrainOptions(Config):
     """Largest gradient norm."""
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     """Numbers that the networks compute with; mixed = the weights stay in 32 bits. Pays on a GPU."""
-    compile: bool = False
-    """Let torch compile the student first: minutes at the start, faster steps where the hardware gains from it."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the running mean of the student's weights, which is then what is validated and kept: 0.99 = over about
     the last 100 steps; 0 = no mean."""

@@ -9,6 +9,7 @@ transformer, Y. Li et al., ECCV 2022.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,12 +20,15 @@ from torch.nn import functional as F
 from rskd.config import ModelSpec
 from rskd.errors import ModelError
 
+GROUPS = 8
+"""Most groups of a group norm."""
 
-def convolution(in_channels: int, out_channels: int, *, size: int = 3, stride: int = 1) -> nn.Sequential:
-    """Return a convolution with batch norm and ReLU."""
+
+def convolution(in_channels: int, out_channels: int, *, norm: str, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return a convolution with batch or group norm (`ModelSpec.norm`) and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.BatchNorm2d(out_channels) if norm == "batch" else nn.GroupNorm(math.gcd(GROUPS, out_channels), out_channels),
         nn.ReLU(inplace=True),
     )
 
@@ -53,11 +57,11 @@ class DecoderMap(NamedTuple):
 class Stem(nn.Module):
     """Plain convolutions at full, half, quarter … resolution; returns the map of every level."""
 
-    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], *, norm: str = "batch") -> None:
         super().__init__()
         inputs = (in_channels, *widths[:-1])
         self.levels = nn.ModuleList(
-            convolution(before, after, stride=1 if level == 0 else 2)
+            convolution(before, after, norm=norm, stride=1 if level == 0 else 2)
             for level, (before, after) in enumerate(zip(inputs, widths, strict=True))
         )
 
@@ -93,7 +97,7 @@ class Decoder(nn.Module):
         for level in reversed(range(steps)):
             detail = spec.stem_widths[level] if level < len(spec.stem_widths) else 0
             width = min(spec.decoder_width, 2 * detail) if detail else spec.decoder_width
-            self.joins.append(convolution(channels + detail, width))
+            self.joins.append(convolution(channels + detail, width, norm=spec.norm))
             channels = width
         self.head = nn.Conv2d(channels, len(spec.classes), 1)
 
@@ -137,7 +141,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.projects = nn.ModuleList(nn.Conv2d(width, spec.decoder_width, 1) for width in widths)
-        self.mix = convolution(len(widths) * spec.decoder_width, spec.decoder_width, size=1)
+        self.mix = convolution(len(widths) * spec.decoder_width, spec.decoder_width, norm=spec.norm, size=1)
         self.head = nn.Conv2d(spec.decoder_width, len(spec.classes), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
@@ -161,7 +165,9 @@ class PyramidDecoder(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
         self.laterals = nn.ModuleList(nn.Conv2d(width, spec.decoder_width, 1) for width in widths)
-        self.smooths = nn.ModuleList(convolution(spec.decoder_width, spec.decoder_width) for _ in widths)
+        self.smooths = nn.ModuleList(
+            convolution(spec.decoder_width, spec.decoder_width, norm=spec.norm) for _ in widths
+        )
         self.head = nn.Conv2d(spec.decoder_width, len(spec.classes), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
@@ -195,7 +201,8 @@ class UNetDecoder(nn.Module):
             detail = spec.stem_widths[level] if level < len(spec.stem_widths) else 0
             skip = widths[self.places[stride]] if stride in self.places else 0
             width = min(spec.decoder_width, 2 * detail) if detail else spec.decoder_width
-            self.joins.append(nn.Sequential(convolution(channels + skip + detail, width), convolution(width, width)))
+            first = convolution(channels + skip + detail, width, norm=spec.norm)
+            self.joins.append(nn.Sequential(first, convolution(width, width, norm=spec.norm)))
             channels = width
         self.head = nn.Conv2d(channels, len(spec.classes), 1)
 

@@ -41,7 +41,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder: Any = build_encoder(spec, pretrained=pretrained)
-        self.stem = Stem(spec.in_channels, spec.stem_widths) if spec.decoder in WITH_STEM else None
+        self.stem = Stem(spec.in_channels, spec.stem_widths, norm=spec.norm) if spec.decoder in WITH_STEM else None
         self.pyramid: PlainPyramid | None = None
         if spec.decoder == "upsample":
             self.stages: tuple[int, ...] = (len(widths(self.encoder)) - 1,)
