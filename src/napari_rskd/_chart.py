@@ -19,7 +19,7 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from napari_rskd import _theme
 from napari_rskd._job import aside
-from rskd.events import Epoch, Event, Step
+from rskd.events import Epoch, Event, Reference, Step
 
 Points = list[tuple[int, float]]
 INTERVAL = 500  # milliseconds between two drawings
@@ -35,6 +35,7 @@ class _Sheet:
     losses: Mapping[str, Points]
     dice: Points
     best: Points
+    teacher: Points
     text: str
     ground: str
     width: int
@@ -51,6 +52,7 @@ class Chart(QWidget):
         self.losses: dict[str, Points] = {}
         self.dice: Points = []
         self.best: tuple[int, float] | None = None
+        self.teacher: float | None = None
         self._step = 0
         self._plot = _Plot()
         self._drawing: Future[NDArray[np.uint8]] | None = None
@@ -70,10 +72,10 @@ class Chart(QWidget):
         """Forget everything."""
         self.losses.clear()
         self.dice.clear()
-        self.best, self._step = None, 0
+        self.best, self.teacher, self._step = None, None, 0
 
     def add(self, event: Event) -> None:
-        """Take in a `Step` or an `Epoch`; other events are passed over."""
+        """Take in a `Step`, an `Epoch` or how good the teacher is; other events are passed over."""
         match event:
             case Step(step=step, losses=losses):
                 self._step = step
@@ -83,6 +85,9 @@ class Chart(QWidget):
                 point = (self._step, dice)
                 self.dice.append(point)
                 self.best = point if best else self.best
+            case Reference(name="teacher", dice=dice):
+                self.teacher = dice
+                return  # there is nothing to see before the first step
             case _:
                 return
         self._finished = False
@@ -122,6 +127,7 @@ class Chart(QWidget):
             losses={term: thin(points) for term, points in self.losses.items()},
             dice=thin(self.dice),
             best=[] if self.best is None else [self.best],
+            teacher=[] if self.teacher is None else [(0, self.teacher), (max(1, self._step), self.teacher)],
             text=_theme.color(self._viewer, "text"),
             ground=_theme.color(self._viewer, "background"),
             width=self.width(),
@@ -175,6 +181,7 @@ class _Plot:
         self._dice.set_xlabel("step", fontsize=8, labelpad=0)
         self._lines: dict[str, Any] = {}
         (self._curve,) = self._dice.plot([], [], ".-", linewidth=1)
+        (self._goal,) = self._dice.plot([], [], "--", linewidth=1, alpha=0.6)
         (self._star,) = self._dice.plot([], [], "*", markersize=9)
         self._words = self._dice.text(0.98, 0.08, "", fontsize=8, ha="right", transform=self._dice.transAxes)
 
@@ -190,7 +197,7 @@ class _Plot:
                 spine.set_color(text)
                 spine.set_visible(name in ("left", "bottom"))
         self._loss.tick_params(labelbottom=False)
-        for artist in (self._curve, self._star, self._words):
+        for artist in (self._curve, self._goal, self._star, self._words):
             artist.set_color(text)
 
     def _move(self, sheet: _Sheet) -> None:
@@ -201,7 +208,9 @@ class _Plot:
             line.set_data(*_columns(sheet.losses[term]))
         self._curve.set_data(*_columns(sheet.dice))
         self._star.set_data(*_columns(sheet.best))
-        self._words.set_text("".join(f"best {dice:.3f}" for _, dice in sheet.best))
+        self._goal.set_data(*_columns(sheet.teacher))
+        best = [f"best {dice:.3f}" for _, dice in sheet.best]
+        self._words.set_text(", ".join([*best, *(f"teacher {dice:.3f} (dashed)" for _, dice in sheet.teacher[:1])]))
         self._loss.relim()
         self._loss.autoscale_view()
 

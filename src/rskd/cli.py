@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from rskd.engine.failures import explain
 from rskd.engine.logs import new_log
 from rskd.errors import EngineError, FileError, ParameterError
-from rskd.events import Command, Epoch, Event, Message, Progress, Step, Task
+from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Step, Task
 from rskd.jobs import (
     JOB,
     BatchJob,
@@ -317,6 +317,8 @@ class _Screen:
             case Step(step=step, steps=steps, losses=losses):
                 total_loss = losses.get("total", float("nan"))
                 self._bars.update(self._task, completed=step, total=steps, description=f"Step, loss {total_loss:.4f}")
+            case Reference(name=name, dice=dice):
+                self.say(f"Before the first step the {name} has a Dice of {dice:.4f} on the validation images.")
             case Epoch():
                 best = ", the best so far" if event.best else ""
                 terms = "  ".join(f"{name} {value:.4f}" for name, value in event.losses.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -90,10 +90,12 @@ class RunFolder:
         return _locked(self.path)
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written, and the events of a run that never came to a checkpoint."""
+        """Remove what a killed process left half-written, and the events of a run that came to no checkpoint."""
         for leftover in self.path.glob(PARTIAL):
             leftover.unlink(missing_ok=True)
-        if not self.checkpoint.exists():
+        if self.checkpoint.exists():
+            self._rewrite(self.events())  # without a line that was cut off
+        else:
             self.log.unlink(missing_ok=True)
 
     def job(self) -> TrainJob | DistillJob:
@@ -123,8 +125,10 @@ class RunFolder:
 
     def rewind(self, step: int, epoch: int) -> None:
         """Forget the events after `step` and `epoch`: they will happen again."""
-        kept = [e for e in self.events() if not _later(e, step, epoch)]
-        write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in kept).encode())
+        self._rewrite(event for event in self.events() if not _later(event, step, epoch))
+
+    def _rewrite(self, events: Iterable[Event]) -> None:
+        write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in events).encode())
 
 
 @contextmanager

@@ -163,17 +163,10 @@ def _load(cases: Sequence[Case], spec: ModelSpec, *, skip: bool) -> Task[list[Sl
     planes: list[Slice] = []
     for done, case in enumerate(cases, 1):
         try:
-            planes += _read(case, spec)
+            planes += load_slices(case, spec)
         except (FileError, DataError) as error:
             if not skip:
                 raise
             yield Message(f"{error} It is left out.", warning=True)
         yield Progress(done, len(cases), "images read")
-    return planes
-
-
-def _read(case: Case, spec: ModelSpec) -> list[Slice]:
-    planes = load_slices(case, spec)
-    if not all(plane.image.isfinite().all() for plane in planes):
-        raise DataError(f"{case.image.name} holds values that are no numbers: mend it, or leave it out.")
     return planes

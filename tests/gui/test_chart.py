@@ -4,7 +4,7 @@ import numpy as np
 from qtpy.QtGui import QImage
 
 from napari_rskd._chart import MOST_POINTS, Chart, thin
-from rskd.events import Epoch, Message, Step
+from rskd.events import Epoch, Message, Reference, Step
 
 
 def pixels(chart: Chart) -> np.ndarray:
@@ -58,6 +58,18 @@ def test_the_best_is_the_last_that_was_called_so(qtbot, viewer) -> None:
     chart.add(Epoch(2, 2, {}, 0.4, best=False))
     assert chart.best == (29, 0.5)
     assert chart.dice == [(29, 0.5), (29, 0.4)]
+
+
+def test_the_teacher_is_a_line_of_its_own(qtbot, viewer) -> None:
+    plain, goal = filled(qtbot, viewer), filled(qtbot, viewer)
+    goal.add(Reference("student", 0.1))
+    goal.add(Reference("teacher", 0.9))
+    for chart in (plain, goal):
+        drawn(qtbot, chart)
+    assert goal.teacher == 0.9
+    assert (pixels(goal) != pixels(plain)).any(2).sum() > 100
+    goal.clear()
+    assert goal.teacher is None
 
 
 def test_thin_keeps_the_last_point_and_few_points_whole() -> None:

@@ -18,7 +18,12 @@ from rskd.errors import ParameterError
 
 def local_processes() -> int:
     """Return how many processes of this run share the computer, this one among them."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else 1
+    return _told_by_torchrun("LOCAL_WORLD_SIZE")
+
+
+def _told_by_torchrun(name: str) -> int:
+    launched = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    return int(os.environ[name]) if launched else 1
 
 
 def launch(compute: ComputeOptions, training: TrainOptions) -> Fabric:
@@ -46,9 +51,7 @@ def launch(compute: ComputeOptions, training: TrainOptions) -> Fabric:
     >>> fabric.world_size, fabric.is_global_zero
     (1, True)
     """
-    processes, local = 1, local_processes()
-    if torch.distributed.is_torchelastic_launched():
-        processes = int(os.environ["WORLD_SIZE"])
+    processes, local = _told_by_torchrun("WORLD_SIZE"), local_processes()
     if processes > training.batch_size:
         raise ParameterError(
             f"batch_size={training.batch_size} does not suffice for {processes} processes: use {processes} or more."

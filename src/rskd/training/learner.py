@@ -178,7 +178,7 @@ class Learner:
         self._fit(math.ceil(self.micro / 2))
         return Message(
             f"The memory ran out: every batch of {self.options.batch_size} patches is worked through in parts of "
-            f"{self.micro} from now on, which is slower and gives the same step.",
+            f"{self.micro} from now on, which is slower.",
             warning=True,
         )
 
