@@ -71,6 +71,12 @@ def clean_up(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Sca
     return labels.like(cleaned.transpose([order.index(axis) for axis in labels.axes]), labels.axes)
 
 
+def check_names(options: CleanUpOptions, names: Sequence[str]) -> None:
+    """Raise `ParameterError` if a class is named that is not among `names`, before anything is segmented for it."""
+    for chosen in (options.sizes, options.keep_largest, options.fill_holes):
+        _labels_of([*chosen], names)
+
+
 def counts_voxels(labels: Scan, options: CleanUpOptions) -> bool:
     """Tell whether sizes in a unit of length are asked for that this scan does not state, so that voxels are counted.
 

@@ -87,7 +87,7 @@ class BatchJob(Segmenting):
     """Folder for the results, which get the names of their images, and for the tables. What is already done there, with
     this recipe, is not done again."""
     pattern: str = "*"
-    """Only images whose name matches, such as "*_t1.nii.gz"."""
+    """Only images whose name matches, such as "scan?.nii.gz"."""
     format: Literal["source", "nifti", "dicom", "nrrd", "mha", "tiff", "png", "zarr", "npy"] = "source"
     """File format of the labels; source = that of the image where it holds labels: DICOM SEG for DICOM, PNG for
     photographs."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.clean_up import clean_up, counts_voxels
+from rskd.clean_up import check_names, clean_up, counts_voxels
 from rskd.errors import ModelError
 from rskd.events import Message, Task
 from rskd.folder import split_name
@@ -67,6 +67,9 @@ def segment_scan(job: Segmenting, scan: Scan, model: Segmenter, other: Segmenter
     from rskd.segment import segment
 
     names = [info.name for info in model.spec.classes]
+    check_names(job.clean_up, names[1:])
+    if other is not None:
+        _check_classes(model, other)
     wanted = job.options
     if job.uncertainty or other is not None:
         wanted = wanted.model_copy(update={"probabilities": True})
@@ -77,7 +80,6 @@ def segment_scan(job: Segmenting, scan: Scan, model: Segmenter, other: Segmenter
         maps = {"probabilities": found.probabilities} if job.options.probabilities else {}
         maps |= {name: found.labels.like(MAPS[name](probabilities), axes) for name in job.uncertainty}
         if other is not None:
-            _check_classes(model, other)
             second = yield from segment(_seen_from_sides(other, job.tta), scan, wanted)
             assert second.probabilities is not None  # noqa: S101 - they were asked for
             differing = np.asarray(found.labels.data) != np.asarray(second.labels.data)

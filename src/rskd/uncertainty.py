@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from rskd.errors import DataError
 
-Probabilities = NDArray[np.floating]
+_Probabilities = NDArray[np.floating]
 """Classes first; they add up to one in every voxel."""
 _PART = 2**20
 """Voxels that are worked on at a time: few, so that maps of many classes need no second copy."""
 
 
-def entropy(probabilities: Probabilities) -> NDArray[np.float32]:
+def entropy(probabilities: _Probabilities) -> NDArray[np.float32]:
     """Return the entropy of the classes in every voxel as a share of the largest possible, -Σ p ln p / ln K.
 
     0 = one class is certain; 1 = all classes are equally probable.
@@ -36,7 +36,7 @@ def entropy(probabilities: Probabilities) -> NDArray[np.float32]:
     return np.clip(found, 0, 1, out=found)
 
 
-def margin(probabilities: Probabilities) -> NDArray[np.float32]:
+def margin(probabilities: _Probabilities) -> NDArray[np.float32]:
     """Return by how much the most probable class is ahead of the second in every voxel.
 
     1 = one class is certain; 0 = the first two are equally probable.
@@ -58,7 +58,7 @@ def margin(probabilities: Probabilities) -> NDArray[np.float32]:
     return found
 
 
-def divergence(first: Probabilities, second: Probabilities) -> NDArray[np.float32]:
+def divergence(first: _Probabilities, second: _Probabilities) -> NDArray[np.float32]:
     """Return the Jensen-Shannon divergence of two segmentations in every voxel, in bits: H(m) - (H(p) + H(q)) / 2.
 
     0 = they say the same; 1 = each is certain of another class. m = (p + q) / 2.
@@ -80,7 +80,7 @@ def divergence(first: Probabilities, second: Probabilities) -> NDArray[np.float3
     """
     if first.shape != second.shape:
         raise DataError(
-            f"Probabilities of the shapes {first.shape} and {second.shape} cannot be compared voxel by voxel."
+            f"_Probabilities of the shapes {first.shape} and {second.shape} cannot be compared voxel by voxel."
         )
     found = np.empty(first.shape[1:], np.float32)
     others = (part for part, _ in _parts(second, found))
@@ -96,7 +96,7 @@ def _entropy(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _parts(
-    probabilities: Probabilities, target: NDArray[np.float32]
+    probabilities: _Probabilities, target: NDArray[np.float32]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float32]]]:
     """Yield pieces (K, n) of the probabilities in double precision, and the places (n) of their results."""
     flat, places = probabilities.reshape(len(probabilities), -1), target.reshape(-1)
