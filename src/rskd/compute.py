@@ -26,6 +26,17 @@ def choose_device(options: ComputeOptions) -> torch.device:
     return torch.device(options.device)
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a device is, in words.
+
+    Examples
+    --------
+    >>> device_name(torch.device("cpu"))
+    'CPU'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def use_threads(options: ComputeOptions, *, processes: int = 1) -> int:
     """Set the number of CPU threads for torch, and return it.
 

@@ -297,6 +297,8 @@ class TrainOptions(Config):
     """A checkpoint is written at every epoch, and within one at least this often; 0 = after every step."""
     loss: TaskLossOptions = TaskLossOptions()
     """The loss on the masks."""
+    report: bool = True
+    """Write a report (report.html) into the run folder at the end."""
 
 
 class LogitsOptions(Config):

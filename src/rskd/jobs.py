@@ -230,6 +230,20 @@ class ResumeJob(Config):
     """Run folder."""
 
 
+class ReportJob(Config):
+    """Write the report of a run, finished or not."""
+
+    kind: Literal["report"] = "report"
+    run: Path
+    """Run folder."""
+    output: Path | None = None
+    """HTML file; left out: report.html in the run folder."""
+    pictures: bool = True
+    """Segment and show validation images, if the data is still where it was."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
 Job = Annotated[
     InspectJob
     | SegmentJob
@@ -241,7 +255,8 @@ Job = Annotated[
     | TrainJob
     | DistillJob
     | PreflightJob
-    | ResumeJob,
+    | ResumeJob
+    | ReportJob,
     Field(discriminator="kind"),
 ]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

@@ -25,6 +25,7 @@ from rskd.jobs import (
     Outcome,
     PreflightJob,
     RankJob,
+    ReportJob,
     ResumeJob,
     SegmentJob,
     TrainJob,
@@ -119,6 +120,10 @@ class Session:
                 from rskd.preflight import preflight
 
                 return (yield from preflight(job))
+            case ReportJob():
+                from rskd.report import report
+
+                return (yield from report(job))
             case TrainJob() | DistillJob() | ResumeJob():
                 return (yield from self._train(job))
 

@@ -13,21 +13,23 @@ from typing import TypeVar
 import torch
 from lightning_fabric import Fabric
 
-from rskd.cases import Case, find_cases, split_cases
+from rskd.cases import Case, case_id, find_cases, split_cases
 from rskd.compute import use_threads
 from rskd.config import DistillOptions, ModelSpec
 from rskd.data import Slice, load_slices
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError
+from rskd.errors import DataError, FileError, RskdError
 from rskd.events import Message, Progress, Task, drain
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models import weights
 from rskd.models.encoders import DOWNLOAD
 from rskd.models.presets import PRESETS, weight_file
 from rskd.pair import check_patch, networks_for
+from rskd.report import write_report
 from rskd.runs import RunFolder
 from rskd.training.launch import launch, local_processes
+from rskd.training.recording import record
 from rskd.training.trainer import Trainer
 
 AnyTraining = TypeVar("AnyTraining", TrainJob, DistillJob)
@@ -105,7 +107,20 @@ def _run(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
     if not fabric.is_global_zero:
         return drain(_work(folder, fabric))
     with folder.locked():
-        return (yield from _work(folder, fabric))
+        outcome = yield from _work(folder, fabric)
+        if folder.job().training.report:
+            yield from _report(folder, stopped=outcome.value["stopped"])
+        return outcome
+
+
+def _report(folder: RunFolder, *, stopped: bool) -> Task[None]:
+    """Write the report, without pictures after a stop, since these take their time; a failure is a warning."""
+    try:
+        yield from write_report(folder, folder.job().compute, pictures=not stopped)
+    except Exception as error:  # the student is there, and no report is worth losing it
+        reason = str(error) if isinstance(error, RskdError) else f"{type(error).__name__}."
+        text = f"The report could not be written: {reason} `rskd report` with the run folder tries again."
+        yield Message(text, warning=True)
 
 
 def _work(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
@@ -153,8 +168,14 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
     origin = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
     if isinstance(job, DistillJob):
         origin["teacher"] = [weights.sha256(job.teacher)]
-    trainer = Trainer(folder, objective, planes, held_out, origin=origin, fabric=fabric)
+    ids = {case.name: case_id(case) for case in validation}
+    trainer = Trainer(folder, objective, planes, held_out, origin=origin, case_ids=ids, fabric=fabric)
     yield from trainer.begin(teacher)
+    if fabric.is_global_zero:
+        sides = {"training": (training, planes), "validation": (validation, held_out)}
+        for message in record(trainer, teacher, sides, threads=threads):
+            folder.append(message)
+            yield message
     return trainer
 
 

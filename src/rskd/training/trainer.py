@@ -21,12 +21,13 @@ from rskd.io.files import write_atomically
 from rskd.jobs import DistillJob
 from rskd.models import weights
 from rskd.models.segmenter import Segmenter
+from rskd.records import METRICS, append_lines, case_scores, rewind_scores
 from rskd.runs import RunFolder
 from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
 from rskd.training.launch import any_process
 from rskd.training.learner import Learner
 from rskd.training.schedule import learning_rate, ramp
-from rskd.training.validation import mean_scores, validate
+from rskd.training.validation import Scores, mean_scores, validate
 
 T = TypeVar("T")
 _CHANGED = {
@@ -49,6 +50,8 @@ class Trainer:
         Planes to train on and to validate with.
     origin
         What must be the same when the run is resumed: names of the cases on both sides, hash of the teacher.
+    case_ids
+        What a record calls each case that is validated with, by its name.
     fabric
         Device, precision and the other processes.
     """
@@ -61,9 +64,11 @@ class Trainer:
         held_out: Sequence[Slice],
         *,
         origin: dict[str, list[str]],
+        case_ids: Mapping[str, str],
         fabric: Fabric,
     ) -> None:
         self.folder, self.job, self.held_out, self.origin, self.fabric = folder, folder.job(), held_out, origin, fabric
+        self._case_ids = case_ids
         options = self.options
         self.learner = Learner(objective, options, fabric)
         self.sampler = PatchSampler(
@@ -108,7 +113,7 @@ class Trainer:
         """Measure teacher and student before the first step."""
         found = []
         for name, network in (("teacher", teacher), ("student", self.learner.student)):
-            dice, dice_per_class = yield from self._validate(network)
+            dice, dice_per_class = self._means((yield from self._validate(network)))
             found.append(dice)
             if not math.isnan(dice):
                 yield from self._say(Reference(name, dice, dice_per_class))
@@ -225,7 +230,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ validation
 
     def _end_epoch(self, began: float) -> Task[None]:
-        dice, dice_per_class = yield from self._validate(self.learner.student)
+        scores = yield from self._validate(self.learner.student)
+        dice, dice_per_class = self._means(scores)
         best = math.isnan(self.best) or dice > self.best  # without masks to compare with, the latest is the best
         self.stale = 0 if best else self.stale + 1
         if best:
@@ -236,15 +242,22 @@ class Trainer:
         epoch = Epoch(self._epoch(), self.options.epochs, losses, dice, dice_per_class, best, seconds)
         self._sums, self._counted = {}, 0
         self._log(epoch)  # before the checkpoint: what comes after a checkpoint is forgotten on resume
+        self._log_scores(scores)
         self.save()
         yield from self._show(epoch)
         if self.finished and self.step < self.steps:
             yield from self._say(Message(f"Ended: no better validation for {self.stale} rounds."))
 
-    def _validate(self, network: Segmenter) -> Task[tuple[float, dict[str, float]]]:
-        """Return the Dice of every class but the background, and their mean, over the held-out cases."""
-        scores = yield from self._watch(validate(network, self.held_out, self.fabric))
-        return mean_scores(scores, [info.name for info in network.spec.classes])
+    def _validate(self, network: Segmenter) -> Task[Scores]:
+        return (yield from self._watch(validate(network, self.held_out, self.fabric)))
+
+    def _means(self, scores: Scores) -> tuple[float, dict[str, float]]:
+        """Return the mean Dice over the classes but the background, and that of each, over the held-out cases."""
+        return mean_scores(scores, self._classes)
+
+    @property
+    def _classes(self) -> list[str]:
+        return [info.name for info in self.learner.student.spec.classes]
 
     # ---------------------------------------------------------------------------------------------------- telling it
 
@@ -270,6 +283,13 @@ class Trainer:
     def _log(self, event: Event) -> None:
         if self.fabric.is_global_zero and not isinstance(event, Progress):
             self.folder.append(event)
+
+    def _log_scores(self, scores: Scores) -> None:
+        if self.fabric.is_global_zero:
+            named = {self._case_ids[name]: dice for name, dice in scores.items()}
+            append_lines(
+                self.folder.path / METRICS, case_scores(named, self._classes, epoch=self._epoch(), step=self.step)
+            )
 
     # --------------------------------------------------------------------------------------------------- checkpointing
 
@@ -312,7 +332,9 @@ class Trainer:
 
     def _rewind(self) -> None:
         if self.fabric.is_global_zero:
-            self.folder.rewind(self.step, self.step // self.options.steps_per_epoch)
+            epoch = self.step // self.options.steps_per_epoch
+            self.folder.rewind(self.step, epoch)
+            rewind_scores(self.folder.path, epoch)
 
     def _keep(self) -> None:
         """Keep what there is: the best so far, or the network of this moment if there has been no validation."""
