@@ -21,7 +21,7 @@ from rskd.io.files import replacing
 from rskd.jobs import EvaluateJob, Outcome
 from rskd.metrics import VoxelSize, confusion_matrix, dice, iou, surface_scores
 from rskd.networks import open_network, place
-from rskd.scan import Scan
+from rskd.scan import Scan, move_axes
 from rskd.segment import segment
 
 if TYPE_CHECKING:
@@ -77,21 +77,31 @@ def _measure(model: Segmenter, case: Case, job: EvaluateJob, progress: Progress)
     if arrays.mask is None:
         raise DataError(f"{case.name} has no mask to compare with: add one.")
     options = SegmentOptions.model_validate(job.options.model_dump(include=set(TileOptions.model_fields)))
-    labels = yield from _labels(model, arrays, options, progress)
+    labels = yield from _labels(model, scan, options, progress)
     return {"case": case_id(case), **compare(labels, arrays, scan, class_names(model.spec), job.scores)}
 
 
-def _labels(
-    model: Segmenter, arrays: CaseArrays, options: SegmentOptions, progress: Progress
-) -> Task[NDArray[np.integer]]:
-    task = segment(model, Scan(arrays.image, "zcyx"), options)
+def _labels(model: Segmenter, scan: Scan, options: SegmentOptions, progress: Progress) -> Task[NDArray[np.integer]]:
+    task = segment(model, scan, options)
     while True:
         try:
             next(task)
         except StopIteration as end:
-            labels: NDArray[np.integer] = end.value.labels.data
-            return labels
+            return stacked(end.value.labels)
         yield progress
+
+
+def stacked(labels: Scan) -> NDArray[np.integer]:
+    """Return the planes of labels, S H W, in the order in which a case is read.
+
+    Examples
+    --------
+    >>> stacked(Scan(np.zeros((6, 5, 4), np.uint8), "xyz")).shape
+    (4, 5, 6)
+    """
+    stack = "".join(axis for axis in labels.axes if axis not in "yx")
+    planes = move_axes(labels.data, labels.axes, stack + "yx")
+    return planes.reshape(-1, *planes.shape[-2:])
 
 
 def class_names(spec: ModelSpec) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners, split_cases
 from rskd.compute import choose_device, device_name, use_threads
 from rskd.config import ComputeOptions, ScoreOptions
-from rskd.evaluate import Row, class_names, compare, table
+from rskd.evaluate import Row, class_names, compare, stacked, table
 from rskd.events import Progress, Task
 from rskd.io import read_scan
 from rskd.jobs import DistillJob, TrainJob
@@ -102,7 +102,7 @@ def measure(folder: RunFolder, compute: ComputeOptions, known: Sequence[str] | N
         arrays = read_partners(case, scan, models["student"].spec)
         found = {}
         for role, model in models.items():
-            found[role], seconds = yield from _segment(model, arrays, Progress(done, len(cases), "images measured"))
+            found[role], seconds = yield from _segment(model, scan, Progress(done, len(cases), "images measured"))
             times[role].append(seconds)
             rows[role].append({"case": case_id(case), **compare(found[role], arrays, scan, names, SCORES)})
         planes.append(_worst_plane(case, arrays, found))
@@ -125,16 +125,17 @@ def _networks(
     return {"device": device_name(device), "threads": threads}, models
 
 
-def _segment(model: Segmenter, arrays: CaseArrays, progress: Progress) -> Task[tuple[Labels, float]]:
-    """Return the labels of a case, and the seconds that a plane took."""
+def _segment(model: Segmenter, scan: Scan, progress: Progress) -> Task[tuple[Labels, float]]:
+    """Return the labels of a case, S H W, and the seconds that a plane took."""
     busy, began = 0.0, time.perf_counter()
-    task = segment(model, Scan(arrays.image, "zcyx"))
+    task = segment(model, scan)
     while True:
         try:
             next(task)
         except StopIteration as end:
             busy += time.perf_counter() - began
-            return end.value.labels.data, busy / len(arrays.image)
+            labels = stacked(end.value.labels)
+            return labels, busy / len(labels)
         busy += time.perf_counter() - began
         yield progress
         began = time.perf_counter()
