@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(42), duration(125), duration(3700)
-    ('42 seconds', '2 min 5 s', '1 h 2 min')
+    ('42 seconds', '2 min 5 s', '1 h 1 min')
     """
     whole = round(seconds)
     if whole < 60:
