@@ -236,10 +236,14 @@ def test_everything_that_a_job_can_ask_for(small: Path, network: Path, tmp_path:
         uncertainty=("entropy", "margin"),
         compare_with=second,
         options={"probabilities": True},
-        clean_up={"keep_largest": ("organ",)},
+        clean_up={"keep_largest": ("organ",), "min_size": {"all": 2}},
     )
-    value = drain(batch(job)).value
+    events, value = collect(job)
     assert (value["images"], value["done"]) == (2, 2)
+    told = [event.text for event in events if isinstance(event, Message)]
+    cases = [row["case"] for row in rows(job.output / "files.csv")]
+    counted = "The image does not state the size of its voxels: min_size counts voxels."
+    assert told == [f"Image {case}: {counted}" for case in cases]
     names = {path.name for path in job.output.iterdir()}
     kinds = ("probabilities", "entropy", "margin", "disagreement", "divergence")
     assert {f"a_{kind}.nrrd" for kind in kinds} | {"a.nrrd"} <= names

@@ -138,12 +138,10 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
     try:
         state = _state(item)
         case = _case(item)
-        networks_of_job = [
-            networks.get(path, job.compute) for path in (job.model, job.compare_with) if path is not None
-        ]
+        model, *others = (networks.get(path, job.compute) for path in _weight_files(job))
         scan = _read(item, job.axes)
-        results = yield from segment_scan(job, scan, *networks_of_job)
-        names = [info.name for info in networks_of_job[0].spec.classes[1:]]
+        results = yield from _about(case, segment_scan(job, scan, model, *others))
+        names = [info.name for info in model.spec.classes[1:]]
         written = yield from _write(job, item, replace(results, measurements=()), scan, names)
     except RskdError as error:
         return Record(item.name, case or _unread(item), error=_nameless(str(error), job, item, case or _unread(item)))
@@ -206,6 +204,20 @@ def _heeding_stop(task: Task[Record], progress: Progress) -> Task[Record | None]
                 return record
             if (yield event if isinstance(event, Message) else progress) is Command.STOP:
                 return None
+    finally:
+        task.close()
+
+
+def _about(case: str, task: Task[Results]) -> Task[Results]:
+    """Run the task of one image; what it says gets the number of the image."""
+    try:
+        while True:
+            try:
+                event = next(task)
+            except StopIteration as end:
+                results: Results = end.value
+                return results
+            yield Message(f"Image {case}: {event.text}", event.warning) if isinstance(event, Message) else event
     finally:
         task.close()
 
