@@ -20,7 +20,6 @@ from rskd.models.segmenter import Segmenter
 from rskd.networks import KEPT
 from rskd.run import Session, run
 
-
 LAST = PRESETS["rskd-nano"].depth - 1
 
 
