@@ -41,9 +41,10 @@ def test_a_named_network_is_recognised_by_its_weights(name, prefix, tmp_path):
     assert "leave no trace" in weights.inspect(path).card["note"]
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("decoder", ["linear", "mlp", "fpn", "unet", "upsample"])
-def test_every_decoder_is_recognised(decoder, tmp_path):
-    spec = fresh_spec("rskd-nano", in_channels=1, classes=["a"]).model_copy(update={"decoder": decoder})
+def test_every_decoder_is_recognised(decoder, norm, tmp_path):
+    spec = fresh_spec("rskd-nano", in_channels=1, classes=["a"]).model_copy(update={"decoder": decoder, "norm": norm})
     model = network(spec)
     path = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), path)

@@ -139,6 +139,7 @@ def _decoder(weights: Weights) -> dict[str, Any]:
     found: dict[str, Any] = {"decoder": kind, "classes": (BACKGROUND, *names)}
     if kind in _TELLING:
         found["decoder_width"] = weights[_TELLING[kind]].shape[0]
+        found["norm"] = "batch" if any(name.endswith("running_mean") for name in weights) else "group"
     return found | ({"stem_widths": tuple(stem)} if stem else {})
 
 
