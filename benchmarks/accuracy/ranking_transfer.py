@@ -82,7 +82,7 @@ def unit(method: str, seed: int, data: DataOptions, teacher: Path) -> dict[str, 
 def validation_tiles(data: DataOptions, teacher: Segmenter) -> torch.Tensor:
     _, held_out = split_cases(find_cases(data), data, 0)
     planes = [plane for case in held_out for plane in load_slices(case, teacher.spec)]
-    return PatchSampler(planes, patch=128, batch_size=32, augment=False, seed=0).batch(0).images
+    return PatchSampler(planes, patch=128, batch_size=32, augment=None, seed=0).batch(0).images
 
 
 @torch.inference_mode()

@@ -14,6 +14,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from rskd.config_base import Config as Config
 from rskd.config_base import Fraction as Fraction
 from rskd.config_base import Weight as Weight
+from rskd.config_data import AugmentOptions as AugmentOptions
+from rskd.config_data import SamplingOptions as SamplingOptions
 from rskd.config_losses import BaselineOptions as BaselineOptions
 from rskd.config_losses import TaskLossOptions as TaskLossOptions
 from rskd.config_results import CleanUpOptions as CleanUpOptions
@@ -290,7 +292,14 @@ class TrainOptions(Config):
     patience: Annotated[int | None, Field(ge=1, le=100_000)] = None
     """Rounds without a better validation after which the run ends; None = it never ends early."""
     augment: bool = True
-    """Flip, rotate, scale and change the intensity of the patches at random."""
+    """Change the patches at random, as `augmentation` says; off = only their place is random."""
+    augmentation: AugmentOptions = AugmentOptions()
+    """What may happen to a patch."""
+    sampling: SamplingOptions = SamplingOptions()
+    """Where the patches are cut."""
+    views: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+    """Size of a fixed pool of patches that are drawn once and then met again in every round, in another order, so that
+    the teacher's answers can be kept; None = every patch is new, which teaches more per step."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random."""
     checkpoint_minutes: Annotated[float, Field(ge=0, le=600)] = 2.0

@@ -37,7 +37,7 @@ def named_cases(batch: Batch) -> str:
     --------
     >>> images = torch.zeros(3, 1, 2, 2)
     >>> images[1] = math.nan
-    >>> named_cases(Batch(images, torch.zeros(3, 2, 2), ("a", "b", "a")))
+    >>> named_cases(Batch(images, torch.zeros(3, 2, 2), ("a", "b", "a"), torch.arange(3)))
     'b'
     """
     sound = batch.images.isfinite().flatten(1).all(1).tolist()

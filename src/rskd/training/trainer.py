@@ -75,7 +75,9 @@ class Trainer:
             planes,
             patch=options.patch or objective.student.spec.image_size,
             batch_size=options.batch_size,
-            augment=options.augment,
+            augment=options.augmentation if options.augment else None,
+            sampling=options.sampling,
+            views=options.views,
             seed=options.seed,
         )
         self.steps = options.epochs * options.steps_per_epoch
