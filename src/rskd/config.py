@@ -15,6 +15,7 @@ from rskd.config_base import Config as Config
 from rskd.config_base import Fraction as Fraction
 from rskd.config_base import Weight as Weight
 from rskd.config_data import AugmentOptions as AugmentOptions
+from rskd.config_data import CacheOptions as CacheOptions
 from rskd.config_data import SamplingOptions as SamplingOptions
 from rskd.config_losses import BaselineOptions as BaselineOptions
 from rskd.config_losses import TaskLossOptions as TaskLossOptions
@@ -428,3 +429,5 @@ class DistillOptions(Config):
     calibrate: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Set the weights once, after 100 steps, so that the gradient of every distillation term is this many times that
     of the task; its own weight is a factor on top. 0 = weights are taken as they are."""
+    cache: CacheOptions = CacheOptions()
+    """Whether the teacher's answers are kept."""

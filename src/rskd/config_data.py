@@ -1,8 +1,8 @@
-"""The parameters of the training patches: where they are cut, and how they are changed."""
+"""The parameters of the training patches: where they are cut, how they are changed, what is kept."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -46,3 +46,15 @@ class AugmentOptions(Config):
     """Largest factor by which detail is taken away, as if the pixels had been larger; 1 = never."""
     share: Fraction = 0.1
     """Share of the patches that are bent, that are blurred, that lose detail; the other changes meet every patch."""
+
+
+class CacheOptions(Config):
+    """Whether the teacher's answers are kept on disk instead of being computed anew in every step."""
+
+    use: Literal["off", "auto", "on"] = "auto"
+    """A fixed teacher says the same on the same view, so with a fixed number of `views` it needs to be asked only once
+    per view: later steps cost hardly more than training without a teacher, and the disk holds the answers, rounded to
+    half precision. With endless views there is nothing to keep. auto = on where the views are fixed and the answers
+    fit; on = refuse to start if they do not."""
+    gigabytes: Annotated[float, Field(gt=0, le=100_000)] = 10.0
+    """Largest size of the answers on disk, inside the run folder; they are deleted when the run is finished."""

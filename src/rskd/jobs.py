@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from rskd.config import (
     CaseOptions,
@@ -190,6 +190,15 @@ class _Distillation(Config):
     """The objective."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> DistillJob:
+        if self.distillation.cache.use == "on" and self.training.views is None:
+            raise ValueError(
+                "the teacher's answers can be kept only for a fixed pool of views: set views, for example to 1000, or "
+                "the cache to auto"
+            )
+        return self
 
 
 class DistillJob(_Distillation):

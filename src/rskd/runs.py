@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "best.safetensors"
 
     @property
+    def cache(self) -> Path:
+        """Folder of the teacher's answers, while the run is not finished."""
+        return self.path / "teacher-cache"
+
+    @property
     def log(self) -> Path:
         """One event per line, as JSON."""
         return self.path / "events.jsonl"

@@ -25,8 +25,8 @@ def sampler(planes=PLANES, **options):
 
 
 def same(first, second):
-    tensors = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("images", "targets", "views"))
-    return tensors and first.cases == second.cases
+    tensors = all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("images", "targets"))
+    return tensors and (first.cases, first.views) == (second.cases, second.views)
 
 
 @pytest.mark.parametrize("views", [None, 5, 2])
@@ -57,7 +57,7 @@ def test_a_view_is_the_same_whenever_it_is_met():
     drawn = sampler(views=4, batch_size=4)
     first, second = drawn.batch(0), drawn.batch(1)
     for place, number in enumerate(first.views):
-        again = second.views.tolist().index(number)
+        again = second.views.index(number)
         assert torch.equal(first.images[place], second.images[again])
         assert torch.equal(first.targets[place], second.targets[again])
 

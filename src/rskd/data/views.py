@@ -30,7 +30,7 @@ class Batch:
     """B H W, class index or `IGNORE`."""
     cases: tuple[str, ...]
     """B names: where each patch comes from."""
-    views: Tensor
+    views: tuple[int, ...]
     """B numbers: which view each patch is."""
 
     def part(self, patches: slice) -> Batch:
@@ -39,7 +39,7 @@ class Batch:
         Examples
         --------
         >>> names = ("a", "b", "c", "d")
-        >>> batch = Batch(torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), names, torch.arange(4))
+        >>> batch = Batch(torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8), names, (0, 1, 2, 3))
         >>> batch.part(slice(1, 3)).cases
         ('b', 'c')
         """
@@ -76,7 +76,7 @@ class PatchSampler:
     --------
     >>> plane = Slice("a", torch.rand(1, 64, 64), torch.ones(64, 64, dtype=torch.long))
     >>> sampler = PatchSampler([plane], patch=32, batch_size=2, views=4)
-    >>> sorted(torch.cat([sampler.batch(0).views, sampler.batch(1).views]).tolist())
+    >>> sorted(sampler.batch(0).views + sampler.batch(1).views)
     [0, 1, 2, 3]
     """
 
@@ -102,7 +102,7 @@ class PatchSampler:
         """Return the batch of a step (counted from 0)."""
         numbers = self.numbers(step)
         images, targets, cases = zip(*map(self.view, numbers), strict=True)
-        return Batch(torch.stack(images), torch.stack(targets), cases, torch.tensor(numbers))
+        return Batch(torch.stack(images), torch.stack(targets), cases, tuple(numbers))
 
     def numbers(self, step: int) -> list[int]:
         """Return the numbers of the views in the batch of a step."""

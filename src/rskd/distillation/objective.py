@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rskd.config import DistillOptions, FusionOptions, TaskLossOptions
 from rskd.distillation.baselines.stages import Widths
 from rskd.distillation.baselines.table import BASELINES, chosen, stage_pairs
+from rskd.distillation.cache import TeacherCache
 from rskd.distillation.calibration import Calibration
 from rskd.distillation.features import (
     Features,
@@ -69,15 +70,17 @@ class Objective(nn.Module):
         self.student = student
         self.options = options
         self.task = task
-        self._teacher = (
-            () if teacher is None else (teacher.eval().requires_grad_(False),)
-        )  # a tuple hides it from torch
+        self._teacher: tuple[Segmenter, ...] = ()  # a tuple hides it from torch
+        if teacher is not None:
+            self._teacher = (teacher.eval().requires_grad_(False),)
         self.terms = nn.ModuleDict()
         self._student_taps, self._teacher_taps = Taps(), Taps()
         self._places: dict[str, tuple[int, ...]] = {}
         if teacher is not None:
             self._add_terms(student, teacher)
         self.calibration = Calibration(options.calibrate) if options.calibrate else None
+        self.cache: TeacherCache | None = None
+        """Where the teacher's answers on a pool of views are kept, if anywhere."""
 
     def _add_terms(self, student: Segmenter, teacher: Segmenter) -> None:
         options = self.options
@@ -125,17 +128,38 @@ class Objective(nn.Module):
         """Return `seen` with the stages that a term compares, and no others."""
         return replace(seen, stages=tuple(seen.stages[place] for place in self._places.get(term, ())))
 
-    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Return every term, unweighted, for images (B, C, H, W) and targets (B, H, W; negative = no label)."""
+    def forward(self, images: Tensor, targets: Tensor, views: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return every term, unweighted.
+
+        Parameters
+        ----------
+        images
+            B C H W.
+        targets
+            B H W; negative = no label.
+        views
+            B numbers by which `cache` knows the images; ``None`` = the teacher is asked whatever there is.
+        """
         student = observe(self.student, images, self._student_taps)
         losses = {}
         if self.options.task:
             losses["task"] = task_loss(student.logits, targets, self.task)
-        for model in self._teacher:
-            with torch.no_grad(), self._teacher_precision(images):
-                teacher = in_float(observe(model, images, self._teacher_taps))
+        if self._teacher:
+            if self.cache is None or views is None:
+                teacher = self.ask(images)
+            else:
+                teacher = self.cache.answers(views, lambda: self.ask(images))
             losses |= self._distillation(student, teacher, targets)
         return losses
+
+    def ask(self, images: Tensor) -> Features:
+        """Return what the teacher says about images (B, C, H, W), as far as any term wants to know."""
+        with torch.no_grad(), self._teacher_precision(images):
+            return in_float(observe(self._teacher[0], images, self._teacher_taps))
+
+    def question(self) -> str:
+        """Return in words what `ask` depends on beside teacher and images."""
+        return f"{self._teacher_taps}, bfloat16={self.options.teacher_bfloat16}"
 
     def _teacher_precision(self, images: Tensor) -> AbstractContextManager[object]:
         """Return what the teacher runs under: what is around, or bfloat16 if asked for."""

@@ -35,9 +35,10 @@ def named_cases(batch: Batch) -> str:
 
     Examples
     --------
+    >>> import torch
     >>> images = torch.zeros(3, 1, 2, 2)
     >>> images[1] = math.nan
-    >>> named_cases(Batch(images, torch.zeros(3, 2, 2), ("a", "b", "a"), torch.arange(3)))
+    >>> named_cases(Batch(images, torch.zeros(3, 2, 2), ("a", "b", "a"), (0, 1, 2)))
     'b'
     """
     sound = batch.images.isfinite().flatten(1).all(1).tolist()
@@ -111,6 +112,7 @@ class Buffers:
 
     Examples
     --------
+    >>> import torch
     >>> norm = nn.BatchNorm1d(1)
     >>> buffers = Buffers(norm)
     >>> _ = norm(torch.tensor([[math.nan], [1.0]]))

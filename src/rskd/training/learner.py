@@ -98,8 +98,8 @@ class Learner:
             torch.autograd.backward(self.objective.total(losses))
         return {name: loss.item() for name, loss in losses.items()}
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.images.to(self.fabric.device), batch.targets.to(self.fabric.device)
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        return batch.images.to(self.fabric.device), batch.targets.to(self.fabric.device), batch.views
 
     # ------------------------------------------------------------------------------------------------------- one step
 

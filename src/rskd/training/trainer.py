@@ -23,6 +23,7 @@ from rskd.models import weights
 from rskd.models.segmenter import Segmenter
 from rskd.records import METRICS, append_lines, case_scores, rewind_scores
 from rskd.runs import RunFolder
+from rskd.training.answers import keep_answers
 from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
 from rskd.training.launch import any_process
 from rskd.training.learner import Learner
@@ -106,10 +107,13 @@ class Trainer:
             self._restore()
             self._rewind()
             yield from self._say(Message(f"Going on after step {self.step} of {self.steps}."))
-            return
-        if teacher is not None:
-            yield from self._compare(teacher)
-        self.save()
+        else:
+            if teacher is not None:
+                yield from self._compare(teacher)
+            self.save()
+        if isinstance(self.job, DistillJob) and not self.finished:
+            run = (self.learner.objective, self.sampler, self.job, self.folder, self.fabric)
+            yield from self._watch(keep_answers(*run, teacher=self.origin["teacher"][0]))
 
     def _compare(self, teacher: Segmenter) -> Task[None]:
         """Measure teacher and student before the first step."""
@@ -153,6 +157,7 @@ class Trainer:
                 self.save()
                 saved = time.monotonic()
         if self.finished:
+            self._forget_answers()
             return False
         self._keep()
         yield from self._say(Message(f"Stopped after step {self.step} of {self.steps}: resume the run to go on."))
@@ -247,6 +252,7 @@ class Trainer:
         self._log_scores(scores)
         self.save()
         yield from self._show(epoch)
+        yield from self._doubt_answers()
         if self.finished and self.step < self.steps:
             yield from self._say(Message(f"Ended: no better validation for {self.stale} rounds."))
 
@@ -260,6 +266,23 @@ class Trainer:
     @property
     def _classes(self) -> list[str]:
         return [info.name for info in self.learner.student.spec.classes]
+
+    # -------------------------------------------------------------------------------------------- the teacher's answers
+
+    def _doubt_answers(self) -> Task[None]:
+        """Go on without the cache of the teacher's answers if the disk refuses it."""
+        cache = self.learner.objective.cache
+        if cache is not None and cache.trouble is not None:
+            yield from self._say(Message(f"{cache.trouble} The teacher is asked in every step.", warning=True))
+            self.learner.objective.cache = None
+
+    def _forget_answers(self) -> None:
+        """Delete what the teacher said: the run is finished."""
+        cache, self.learner.objective.cache = self.learner.objective.cache, None
+        if cache is not None:
+            self.fabric.barrier()
+            if self.fabric.is_global_zero:
+                cache.remove()
 
     # ---------------------------------------------------------------------------------------------------- telling it
 
