@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,7 @@ class _Distillation(Config):
     """Device and threads."""
 
     @model_validator(mode="after")
-    def _cacheable(self) -> DistillJob:
+    def _cacheable(self) -> Self:
         if self.distillation.cache.use == "on" and self.training.views is None:
             raise ValueError(
                 "the teacher's answers can be kept only for a fixed pool of views: set views, for example to 1000, or "

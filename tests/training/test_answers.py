@@ -131,7 +131,7 @@ def test_without_room_the_teacher_is_asked_in_every_step(job, asked):
 
 
 def test_a_run_that_insists_on_room_does_not_start_without(job):
-    with pytest.raises(ResourceError, match="need .* GB on disk, 1e-06 GB are allowed"):
+    with pytest.raises(ResourceError, match=r"need .* GB on disk, 1e-06 GB are allowed"):
         collect(distill(with_cache(job, use="on", gigabytes=1e-6)))
 
 

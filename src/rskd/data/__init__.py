@@ -7,3 +7,4 @@ from rskd.data.slices import Slice as Slice
 from rskd.data.slices import load_slices as load_slices
 from rskd.data.views import Batch as Batch
 from rskd.data.views import PatchSampler as PatchSampler
+from rskd.data.views import sampler_for as sampler_for

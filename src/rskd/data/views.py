@@ -13,7 +13,7 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rskd.config import AugmentOptions, SamplingOptions
+from rskd.config import AugmentOptions, SamplingOptions, TrainOptions
 from rskd.data.augmentation import augmented, cut
 from rskd.data.sampling import Places
 from rskd.data.slices import Slice
@@ -133,6 +133,19 @@ class PatchSampler:
             digest.update(plane.image.contiguous().numpy().data)
             digest.update(plane.target.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def sampler_for(slices: Sequence[Slice], options: TrainOptions, *, image_size: int) -> PatchSampler:
+    """Return the sampler that `options` describe; `image_size` is the side of a patch where they name none."""
+    return PatchSampler(
+        slices,
+        patch=options.patch or image_size,
+        batch_size=options.batch_size,
+        augment=options.augmentation if options.augment else None,
+        sampling=options.sampling,
+        views=options.views,
+        seed=options.seed,
+    )
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from rskd.config import DistillOptions, TrainOptions
-from rskd.data import Batch, PatchSampler, Slice
+from rskd.data import Batch, Slice, sampler_for
 from rskd.distillation.objective import Objective
 from rskd.events import drain
 from rskd.jobs import PreflightJob
@@ -57,8 +57,7 @@ def probe(
     if teacher is not None:
         teacher.to(fabric.device)
     learner = Learner(Objective(student, teacher, _terms(job, planes), options.loss), options, fabric)
-    patch = options.patch or student.spec.image_size
-    sampler = PatchSampler(planes, patch=patch, batch_size=options.batch_size, augment=options.augment)
+    sampler = sampler_for(planes, options, image_size=student.spec.image_size)
     drain(learner.rehearse(sampler.batch(0)))
     times = [_seconds(learner, sampler.batch(step), step, options) for step in range(STEPS)][1:]
     memory = _memory(fabric.device, before)

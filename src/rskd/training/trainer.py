@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from rskd.config import TrainOptions
-from rskd.data import Batch, PatchSampler, Slice
+from rskd.data import Batch, Slice, sampler_for
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, RskdError
 from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Step, Task
@@ -72,15 +72,7 @@ class Trainer:
         self._case_ids = case_ids
         options = self.options
         self.learner = Learner(objective, options, fabric)
-        self.sampler = PatchSampler(
-            planes,
-            patch=options.patch or objective.student.spec.image_size,
-            batch_size=options.batch_size,
-            augment=options.augmentation if options.augment else None,
-            sampling=options.sampling,
-            views=options.views,
-            seed=options.seed,
-        )
+        self.sampler = sampler_for(planes, options, image_size=objective.student.spec.image_size)
         self.steps = options.epochs * options.steps_per_epoch
         self.step = 0
         self.best = math.nan
