@@ -319,7 +319,12 @@ def test_a_run_that_is_begun_anew_forgets_its_first_events(job):
 
 
 def batch_of(count, labelled=True):
-    return Batch(torch.zeros(count, 1, 4, 4), torch.full((count, 4, 4), 0 if labelled else -1), ("a",) * count)
+    return Batch(
+        torch.zeros(count, 1, 4, 4),
+        torch.full((count, 4, 4), 0 if labelled else -1),
+        ("a",) * count,
+        tuple(range(count)),
+    )
 
 
 def test_a_term_that_is_zero_at_the_first_step_is_refused():
