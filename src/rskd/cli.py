@@ -54,6 +54,7 @@ _TITLES = {
     "options": "Options",
     "clean_up": "Clean-up",
     "compute": "Computer",
+    "spread": "Cluster",
 }
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainJob,

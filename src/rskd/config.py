@@ -167,6 +167,18 @@ class ComputeOptions(Config):
     the window stays responsive."""
 
 
+class ClusterOptions(Config):
+    """Several processes, on this computer or on many, that share the work."""
+
+    cluster: str | None = None
+    """Address of the scheduler of a dask.distributed cluster (tcp://…), or "local" for processes on this computer;
+    None = this process alone. All must see the same files."""
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Processes of a local cluster."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a part is tried again when its worker fails or dies."""
+
+
 class TileOptions(Config):
     """How an image is cut into tiles and put together again."""
 

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from rskd.config import (
     CaseOptions,
     CleanUpOptions,
+    ClusterOptions,
     ComputeOptions,
     Config,
     ContourletOptions,
@@ -74,7 +75,10 @@ class SegmentJob(Segmenting):
     image: Path | None = None
     """Image file; left out where an open layer is handed over."""
     output: Path | None = None
-    """File to write the labels to; maps and measurements are written beside it."""
+    """File to write the labels to; maps and measurements are written beside it. To a name ending in .zarr, or into an
+    OME-Zarr image, labels of any size are written region by region, and gone on with after an interruption."""
+    spread: ClusterOptions = ClusterOptions()
+    """Other processes that help; the labels must go to OME-Zarr."""
 
 
 class BatchJob(Segmenting):

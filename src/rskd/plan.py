@@ -12,12 +12,15 @@ import numpy as np
 from rskd.config import ModelSpec, SegmentOptions
 from rskd.errors import ParameterError
 from rskd.io.slices import PLANES, Slices, across, frame_shape, millimetres
+from rskd.models.normalise import Range
 from rskd.resampling import PlaneGrid
 from rskd.scan import SPATIAL, Scan
 from rskd.tiling import Tiling
 
 Box = tuple[slice, ...]
 """A part of the result, one slice per axis of `Plan.axes`."""
+Known = dict[tuple[str, int], tuple[Range, ...]]
+"""Range of intensities of every channel, by the axis of a view and the number of a plane."""
 _AXES = "t" + SPATIAL
 _SAME_SIZE = 0.01
 """Share by which pixels may differ from those of training without being resampled."""

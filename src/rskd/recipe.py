@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,11 @@ class Setting:
             nearest = max(1, round(tile / spec.patch_size)) * spec.patch_size
             raise ParameterError(f"tile={tile} is no multiple of the patch size {spec.patch_size}: use {nearest}.")
         return cls(tile, options.batch_size or _batch_size(tile, device), device)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Setting:
+        """Return the setting of which `dataclasses.asdict` was written as JSON."""
+        return cls(**{**fields, "setbacks": tuple(fields["setbacks"])})
 
     def less(self, *, patch: int) -> Setting:
         """Return what to try when memory has run out: half the batch, then the CPU, and only then smaller tiles.

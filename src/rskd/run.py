@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rskd.backend import backend_of
 from rskd.config import ComputeOptions
 from rskd.errors import ParameterError
 from rskd.events import Task
-from rskd.io import guess_axes, read_scan
+from rskd.io import check_place, guess_axes, ome_zarr, read_scan
+from rskd.io.files import write_atomically
 from rskd.jobs import (
     BatchJob,
     ContourletJob,
@@ -34,7 +38,8 @@ from rskd.networks import Networks
 from rskd.scan import Scan
 
 if TYPE_CHECKING:
-    pass
+    from rskd.models.segmenter import Segmenter
+    from rskd.results import Results
 
 Arrays = Mapping[str, NDArray[Any]]
 NOTHING: Arrays = MappingProxyType({})
@@ -141,17 +146,23 @@ class Session:
 
     def _segment(self, job: SegmentJob, arrays: Arrays) -> Task[Outcome]:
         from rskd.measure import columns, features
-        from rskd.results import segment_scan, write_results
+        from rskd.results import companion, segment_scan, write_results
 
         scan = find_image(job, arrays)
         files = [path for path in (job.model, job.compare_with) if path is not None]
         model, *others = (self._networks.get(path, job.compute) for path in files)
         names = [info.name for info in model.spec.classes]
         began = time.perf_counter()
-        results = yield from segment_scan(job, scan, model, *others)
-        seconds = time.perf_counter() - began
         if job.output is not None:
-            write_results(job.output, results, names[1:])
+            check_place(job.output, scan)
+        if job.output is not None and _goes_to_disk(job):
+            results = yield from _segment_to_disk(job, job.output, model, scan)
+        else:
+            results = yield from segment_scan(job, scan, model, *others)
+            if job.output is not None:
+                write_results(job.output, results, names[1:])
+                write_atomically(companion(job.output, "recipe", ".json"), json.dumps(results.made_with).encode())
+        seconds = time.perf_counter() - began
         value = {
             "classes": [{"name": info.name, "color": info.color} for info in model.spec.classes],
             "axes": results.labels.axes,
@@ -162,9 +173,8 @@ class Session:
             "device": backend_of(model).device,
             "model": model.spec.name,
         }
-        return Outcome(
-            value, {"labels": results.labels.data, **{name: map_.data for name, map_ in results.maps.items()}}
-        )
+        found = {"labels": results.labels.data, **{name: map_.data for name, map_ in results.maps.items()}}
+        return Outcome(value, {name: data for name, data in found.items() if isinstance(data, np.ndarray)})
 
     def _rank(self, job: RankJob, arrays: Arrays) -> Task[Outcome]:
         from rskd.models.exported import refuse_exported
@@ -195,6 +205,35 @@ def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Sca
         raise ParameterError("There is no image: name a file.")
     image = arrays["image"]
     return Scan(image, job.axes or guess_axes(image.shape))
+
+
+def _goes_to_disk(job: SegmentJob) -> bool:
+    """Whether the labels go straight to OME-Zarr: nothing that needs them as a whole is asked for."""
+    whole = job.uncertainty or job.compare_with or job.clean_up.active or job.tta != "none" or job.measure != "none"
+    zarr = job.output is not None and (
+        job.output.name.lower().endswith(".zarr") or job.output.parent.name == ome_zarr.LABELS
+    )
+    if job.spread.cluster is not None and (whole or not zarr or job.image is None):
+        raise ParameterError(
+            "A cluster segments image files into OME-Zarr: name an image and an output ending in .zarr, and leave "
+            "clean-up, measurements and maps for later."
+        )
+    return bool(zarr and not whole)
+
+
+def _segment_to_disk(job: SegmentJob, output: Path, model: Segmenter, scan: Scan) -> Task[Results]:
+    from rskd.large import segment_into
+    from rskd.results import Results
+
+    if job.spread.cluster is not None and job.image is not None:
+        from rskd.cluster import segment_on
+
+        task = segment_on(job.spread, output, job.model, job.image, job.options, axes=job.axes, compute=job.compute)
+    else:
+        task = segment_into(output, model, scan, job.options)
+    found = yield from task
+    maps = {} if found.probabilities is None else {"probabilities": found.probabilities}
+    return Results(found.labels, maps, (), found.recipe.model_dump(mode="json"))
 
 
 def _inspect(job: InspectJob) -> Task[Outcome]:

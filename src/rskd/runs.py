@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO
 
 from rskd.errors import FileError, ParameterError
 from rskd.events import Event, Step, from_json, to_json
-from rskd.io.files import PARTIAL, write_atomically
+from rskd.io.files import PARTIAL, locked, write_atomically
 from rskd.jobs import JOB, DistillJob, TrainJob
 
 _BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
@@ -56,7 +54,7 @@ class RunFolder:
                 raise ParameterError(f"{path} is not empty: choose a new folder, or go on with `rskd resume {path}`.")
         except OSError as error:
             raise FileError(f"The run folder {path} cannot be made: {error}.") from error
-        with _locked(path):
+        with _held(path):
             write_atomically(path / "job.json", job.model_dump_json(indent=1).encode())
         return cls(path)
 
@@ -92,7 +90,7 @@ class RunFolder:
         ParameterError
             If another process has the run.
         """
-        return _locked(self.path)
+        return _held(self.path)
 
     def tidy(self) -> None:
         """Remove what a killed process left half-written, and the events of a run that came to no checkpoint."""
@@ -136,16 +134,10 @@ class RunFolder:
         write_atomically(self.log, "".join(json.dumps(to_json(event)) + "\n" for event in events).encode())
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("ab") as file:
-        try:
-            _lock(file)
-        except OSError as error:
-            raise ParameterError(
-                f"The run {folder} is being worked on by another process: wait for it, or stop it first."
-            ) from error
-        yield
+def _held(folder: Path) -> AbstractContextManager[None]:
+    return locked(
+        folder / "lock", f"The run {folder} is being worked on by another process: wait for it, or stop it first."
+    )
 
 
 def _replaceable(name: str) -> bool:
@@ -158,19 +150,6 @@ def _moved(job: TrainJob | DistillJob, folder: Path) -> TrainJob | DistillJob:
     inside = {name: path for name, path in paths.items() if path is not None and path.is_relative_to(job.run)}
     data = {name: folder / path.relative_to(job.run) for name, path in inside.items()}
     return job.model_copy(update={"run": folder, "data": job.data.model_copy(update=data)})
-
-
-def _lock(file: IO[bytes]) -> None:
-    """Lock an open file for this process, until it is closed; OSError if another one has it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _later(event: Event, step: int, epoch: int) -> bool:

@@ -17,7 +17,7 @@ from rskd.config import SegmentOptions
 from rskd.errors import ResourceError, is_out_of_memory
 from rskd.events import Message, Progress, Task
 from rskd.models.normalise import Range, measure, scaled
-from rskd.plan import Box, Part, Plan, View
+from rskd.plan import Box, Known, Part, Plan, View
 from rskd.recipe import SegmentRecipe, Setting, fingerprint, free_memory
 from rskd.scan import Scan
 from rskd.tiling import NUMPY, Tiling, Work, predict_tiled
@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone w
 _ROWS = 64
 """Rows that are turned into labels at a time: few, so that no second map of the whole plane is needed."""
 _DEFAULTS = SegmentOptions()
-Known = dict[tuple[str, int], tuple[Range, ...]]
-"""Range of intensities of every channel, by the axis of a view and the number of a plane."""
 
 
 @dataclass(frozen=True)

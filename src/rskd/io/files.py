@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from rskd.errors import FileError
+from rskd.errors import FileError, ParameterError
 
 PARTIAL = ".*.partial.*"
 """Pattern of the names of files that are being written; a killed process leaves them behind."""
@@ -86,6 +88,43 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Keep every other process out; the system opens the lock when this process ends, however it ends.
+
+    Parameters
+    ----------
+    path
+        File to lock; it is made if needed, and stays.
+    refusal
+        What to say to a process that comes second.
+
+    Raises
+    ------
+    ParameterError
+        If another process has the lock.
+    """
+    with path.open("ab") as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            raise ParameterError(refusal) from error
+        yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file for this process, until it is closed; OSError if another one has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _MARKS = ("zarr.json", ".zgroup", ".zattrs")
 _UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm", "centimeter": "cm", "meter": "m", "angstrom": "Å"}
 _LARGEST_CHUNK = 2**31
 _CHUNK = 512
+_HALVED = 2048
+"""Side of the parts in which a plane is made smaller."""
 _SMALLEST = 256
 """Side of a plane from which on no smaller version of it is written."""
 _OWN = "rskd"
@@ -79,17 +82,11 @@ def write_labels(folder: Path, labels: Scan) -> None:
 
 def add_labels(image: Path, name: str, labels: Scan) -> None:
     """Write labels into the labels group of an OME-Zarr image; labels of the same name are replaced."""
+    enlist_labels(image, name)
     root = library("zarr").open_group(image, mode="r+")
-    modern = root.metadata.zarr_format == 3
-    group = root.require_group(LABELS)
-    known = group.attrs.get("ome", {}) if modern else group.attrs
-    names = [*dict.fromkeys([*known.get(LABELS, []), name])]
-    if modern:
-        group.attrs["ome"] = {"version": "0.5", LABELS: names}
-    else:
-        group.attrs[LABELS] = names
-    facts = {"image-label": {"version": "0.5" if modern else "0.4", "source": {"image": "../../"}}}
-    _write(group.create_group(name, overwrite=True), labels, facts)
+    version = "0.5" if root.metadata.zarr_format == 3 else "0.4"
+    facts = {"image-label": {"version": version, "source": {"image": "../../"}}}
+    _write(root[LABELS].create_group(name, overwrite=True), labels, facts)
 
 
 def _level(folder: Path, group: Any, entry: Mapping[str, Any]) -> LazyArray:
@@ -152,28 +149,120 @@ def _shown(ome: Mapping[str, Any], count: int) -> tuple[tuple[str, ...], tuple[f
 
 
 def _write(group: Any, scan: Scan, facts: Mapping[str, Any]) -> None:
-    order = [axis for axis in _ORDER if axis in scan.axes]
-    if [axis for axis in order if axis in SPATIAL] != list(scan.spatial_axes):
-        raise ParameterError(f"axes={scan.axes!r}: OME-Zarr needs the spatial ones in the order z, y, x.")
+    order = stored_axes(scan)
     data = move_axes(scan.data, scan.axes, order)
     data = data.astype(np.uint8) if data.dtype == bool else data
+    chunks = (*(1 for _ in data.shape[:-2]), *(min(_CHUNK, n) for n in data.shape[-2:]))
+    _create(group, "0", data.shape, data.dtype, chunks)[...] = data
+    _complete(group, scan, facts)
+
+
+def stored_axes(scan: Scan) -> str:
+    """Return the axes of a scan in the order in which OME-Zarr stores them.
+
+    Raises
+    ------
+    ParameterError
+        If its spatial axes are in another order.
+    """
+    order = "".join(axis for axis in _ORDER if axis in scan.axes)
+    if [axis for axis in order if axis in SPATIAL] != list(scan.spatial_axes):
+        raise ParameterError(f"axes={scan.axes!r}: OME-Zarr needs the spatial ones in the order z, y, x.")
+    return order
+
+
+def begin(
+    folder: Path, shape: Sequence[int], dtype: np.dtype[Any], *, chunks: Sequence[int], beside: Path | None
+) -> None:
+    """Make a new folder with an empty array at full resolution, which `complete` turns into an image.
+
+    Parameters
+    ----------
+    folder
+        To be made; what is there is replaced.
+    shape, dtype, chunks
+        Of the array, over `stored_axes`.
+    beside
+        OME-Zarr image whose version is used; None = 0.4.
+    """
+    zarr = library("zarr")
+    version = 2 if beside is None else zarr.open_group(beside, mode="r").metadata.zarr_format
+    _create(zarr.open_group(folder, mode="w", zarr_format=version), "0", shape, dtype, tuple(chunks))
+
+
+def full_resolution(folder: Path) -> Any:
+    """Return the zarr array that `begin` made, to write into."""
+    return library("zarr").open_group(folder, mode="r+")["0"]
+
+
+def complete(folder: Path, scan: Scan, *, labels: bool, beside: bool = False, own: Mapping[str, Any]) -> None:
+    """Make an image of a folder whose full resolution is there: build its pyramid and describe it.
+
+    Parameters
+    ----------
+    folder
+        Made by `begin`.
+    scan
+        Any data over the same axes, with the geometry.
+    labels
+        Whether these are labels.
+    beside
+        Whether they will belong to an image, in its labels group.
+    own
+        Attributes to add to our own.
+    """
+    group = library("zarr").open_group(folder, mode="r+")
+    version = "0.5" if group.metadata.zarr_format == 3 else "0.4"
+    facts = {"version": version, **({"source": {"image": "../../"}} if beside else {})}
+    _complete(group, scan, {"image-label": facts} if labels else {})
+    group.attrs[_OWN] = {**group.attrs.get(_OWN, {}), **own}
+
+
+def enlist_labels(image: Path, name: str) -> None:
+    """Add a name to the list of labels of an image."""
+    root = library("zarr").open_group(image, mode="r+")
+    modern = root.metadata.zarr_format == 3
+    group = root.require_group(LABELS)
+    known = group.attrs.get("ome", {}) if modern else group.attrs
+    names = [*dict.fromkeys([*known.get(LABELS, []), name])]
+    if modern:
+        group.attrs["ome"] = {"version": "0.5", LABELS: names}
+    else:
+        group.attrs[LABELS] = names
+
+
+def _complete(group: Any, scan: Scan, facts: Mapping[str, Any]) -> None:
+    order = stored_axes(scan)
     sizes = dict(zip(scan.spatial_axes, scan.spacing or (), strict=False))
     offset = dict(zip(scan.spatial_axes, _offset(scan), strict=False))
     scale = [sizes.get(axis, 1.0) for axis in order]
     datasets: list[dict[str, Any]] = []
     factor = 1
     while True:
-        _store(group, str(len(datasets)), data[..., ::factor, ::factor])
         steps: list[dict[str, Any]] = [
             {"type": "scale", "scale": [s * (factor if a in "yx" else 1) for s, a in zip(scale, order, strict=True)]}
         ]
         if offset:
             steps.append({"type": "translation", "translation": [offset.get(axis, 0.0) for axis in order]})
         datasets.append({"path": str(len(datasets)), "coordinateTransformations": steps})
-        if max(data.shape[-2:]) <= _SMALLEST * factor:
+        if max(group[str(len(datasets) - 1)].shape[-2:]) <= _SMALLEST:
             break
+        _halve(group, len(datasets))
         factor *= 2
     _describe(group, scan, {"axes": _named(order, scan.units), "datasets": datasets}, facts)
+
+
+def _halve(group: Any, level: int) -> None:
+    """Store every second pixel of the level before, part by part."""
+    finer = group[str(level - 1)]
+    shape = (*finer.shape[:-2], *(-(-n // 2) for n in finer.shape[-2:]))
+    chunks = (*finer.chunks[:-2], *(min(c, n) for c, n in zip(finer.chunks[-2:], shape[-2:], strict=True)))
+    coarser = _create(group, str(level), shape, finer.dtype, chunks)
+    steps = (*chunks[:-2], *(max(1, _HALVED // c) * c for c in chunks[-2:]))
+    for corner in product(*(range(0, n, step) for n, step in zip(shape, steps, strict=True))):
+        part = [slice(first, min(first + step, n)) for first, step, n in zip(corner, steps, shape, strict=True)]
+        source = (*part[:-2], *(slice(2 * p.start, 2 * p.stop, 2) for p in part[-2:]))
+        coarser[tuple(part)] = finer[source]
 
 
 def _describe(group: Any, scan: Scan, image: dict[str, Any], facts: Mapping[str, Any]) -> None:
@@ -201,7 +290,8 @@ def _offset(scan: Scan) -> list[float]:
     return [float(value) for value in scan.affine[:-1, -1]] if upright else []
 
 
-def _store(group: Any, name: str, data: NDArray[Any]) -> None:
+def _create(group: Any, name: str, shape: Sequence[int], dtype: Any, chunks: Sequence[int]) -> Any:
     options = {} if group.metadata.zarr_format == 3 else {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
-    chunks = (*(1 for _ in data.shape[:-2]), *(min(_CHUNK, n) for n in data.shape[-2:]))
-    group.create_array(name, shape=data.shape, chunks=chunks, dtype=data.dtype, fill_value=0, **options)[...] = data
+    return group.create_array(
+        name, shape=tuple(shape), chunks=tuple(chunks), dtype=dtype, fill_value=0, overwrite=True, **options
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,41 @@ def write_labels(
 
     of_labels = ((_SEG, write_seg), (".zarr", ome_zarr.write_labels))
     _write(path, _writer_for(path, (*of_labels, *_WRITERS)), result)
+
+
+def check_place(path: str | Path, scan: Scan) -> None:
+    """Say before the work what would keep its labels from being written.
+
+    Parameters
+    ----------
+    path
+        As for `write_labels`.
+    scan
+        What will be segmented.
+
+    Raises
+    ------
+    ParameterError
+        If the ending names no format, or one that cannot hold labels of this scan.
+    FileError
+        If the system does not let a file be made there.
+    """
+    path = Path(path)
+    if _zarr_image(path, scan) is not None:
+        return
+    _writer_for(path, ((_SEG, ome_zarr.write_labels), *_WRITERS))
+    if path.name.lower().endswith(".png") and scan.axes.replace("c", "") != "yx":
+        raise ParameterError(f"{path.name} holds one picture, the labels have the axes {scan.axes!r}: use .tif.")
+    if path.name.lower().endswith(_SEG) and not scan.files and scan.modality is None:
+        raise ParameterError(f"{path.name}: a DICOM SEG needs an image that was read from DICOM: use .nii.gz or .tif.")
+    if path.is_dir() and not ome_zarr.is_ome_zarr(path):
+        raise FileError(f"{path.name} cannot be written: it is a folder of something else, choose another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FileError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
 
 
 def _writer_for(path: Path, writers: Sequence[tuple[str, _Writer]]) -> _Writer:
