@@ -1,0 +1,124 @@
+"""A local cluster of two workers gives the same as this process alone, also when one of them is killed."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rskd.cluster import connected, segment_on, spread
+from rskd.config import ClusterOptions, SegmentOptions
+from rskd.errors import EngineError, ParameterError, ResourceError
+from rskd.events import Progress, drain
+from rskd.io import read_scan, write_image
+from rskd.jobs import SegmentJob
+from rskd.large import segment_into
+from rskd.models import weights
+from rskd.models.presets import fresh_spec
+from rskd.models.segmenter import Segmenter
+from rskd.run import run
+from rskd.scan import Scan
+
+LOCAL = ClusterOptions(cluster="local", workers=2)
+OPTIONS = SegmentOptions(region=256, tile=64, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 1000)).astype(np.uint8)
+    write_image(folder / "image.zarr", Scan(noise, "yx", spacing=(1, 1), units="um"))
+    spec = fresh_spec("rskd-nano", in_channels=1, classes=["cell"])
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "stem_widths": (4, 8), "decoder_width": 4, "image_size": 64}
+    torch.manual_seed(0)
+    model = Segmenter(spec.model_copy(update=small)).eval()
+    with torch.no_grad():  # both classes shall occur
+        background, cell = model(torch.randn(1, 1, 64, 64))[0]
+        head = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+        head.bias[1] -= (cell - background).median()
+    weights.save(folder / "net.safetensors", model, card={})
+    return folder
+
+
+def test_a_killed_worker_is_survived_and_nothing_is_done_twice(files, tmp_path):
+    task = segment_on(LOCAL, tmp_path / "a.zarr", files / "net.safetensors", files / "image.zarr", OPTIONS)
+    ledger, killed, counts = tmp_path / ".a.zarr.growing" / "ledger.jsonl", [], []
+    try:
+        while True:
+            event = next(task)
+            if isinstance(event, Progress) and event.what == "regions":
+                counts.append((event.done, event.total))
+                if event.done >= 3 and not killed:
+                    killed.append(one_worker())
+                    os.kill(killed[0], signal.SIGKILL)
+                lines = ledger.read_text("utf-8").splitlines()
+    except StopIteration as end:
+        result = end.value
+    assert killed
+    assert counts[-1] == (16, 16)
+    boxes = [line for line in lines if "box" in line]
+    assert len(boxes) == len(set(boxes)) == 16
+    assert sum('"plane"' in line for line in lines) == 1  # measured once
+    model, scan = weights.load(files / "net.safetensors"), read_scan(files / "image.zarr")
+    alone = drain(segment_into(tmp_path / "alone.zarr", model, scan, OPTIONS))
+    labels = np.asarray(alone.labels.data)
+    assert 0.05 < labels.mean() < 0.95
+    np.testing.assert_array_equal(result.labels.data, labels)
+    assert result.recipe == alone.recipe
+
+
+def one_worker() -> int:
+    """The process of a worker that this process started."""
+    import psutil
+
+    workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    return workers[0].pid
+
+
+def test_the_job_of_the_command_line(files, tmp_path):
+    job = SegmentJob(
+        model=files / "net.safetensors", image=files / "image.zarr", output=tmp_path / "a.zarr", options=OPTIONS
+    )
+    alone = drain(run(job))
+    together = drain(run(job.model_copy(update={"output": tmp_path / "b.zarr", "spread": LOCAL})))
+    assert together.value["made_with"] == alone.value["made_with"]
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.zarr").data, read_scan(tmp_path / "b.zarr").data)
+    for changes in ({"output": tmp_path / "a.tif"}, {"measure": "classes"}):
+        with pytest.raises(ParameterError, match="A cluster segments image files into OME-Zarr"):
+            drain(run(job.model_copy(update={"spread": LOCAL, **changes})))
+
+
+def work(number: int, folder: str) -> int:
+    """Fails at the first attempt."""
+    mark = Path(folder) / str(number)
+    if number % 2 and not mark.exists():
+        mark.touch()
+        raise ValueError("not now")
+    return number**2
+
+
+def refuse(number: int) -> int:
+    raise ParameterError("never")
+
+
+def test_parts_are_tried_again(tmp_path):
+    with connected(LOCAL) as client:
+        parts = [(number, str(tmp_path)) for number in range(5)]
+        found = sorted(answer for answer in spread(client, 1, work, parts) if answer is not None)
+        assert found == [(n, n**2) for n in range(5)]
+        for mark in tmp_path.iterdir():
+            mark.unlink()
+        with pytest.raises(EngineError, match=r"A worker of the cluster failed 1 times: not now"):
+            list(spread(client, 0, work, parts))
+        with pytest.raises(ParameterError, match="never"):
+            list(spread(client, 0, refuse, [(1,)]))
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch):
+    with (
+        pytest.raises(ResourceError, match="No cluster answers at nonsense"),
+        connected(ClusterOptions(cluster="nonsense")),
+    ):
+        pass
