@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_survived_and_nothing_is_done_twice(files, tmp_path):
     task = segment_on(LOCAL, tmp_path / "a.zarr", files / "net.safetensors", files / "image.zarr", OPTIONS)
     ledger, killed, counts = tmp_path / ".a.zarr.growing" / "ledger.jsonl", [], []
@@ -77,6 +79,21 @@ def one_worker() -> int:
     return workers[0].pid
 
 
+@pytest.fixture
+def threads(monkeypatch):
+    """Workers in threads of this process: started at once."""
+    distributed = pytest.importorskip("distributed")
+
+    @contextmanager
+    def connected(options):
+        workers = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": None}
+        with distributed.Client(processes=False, **workers) as client:
+            yield client
+
+    monkeypatch.setattr("rskd.cluster.connected", connected)
+
+
+@pytest.mark.usefixtures("threads")
 def test_the_job_of_the_command_line(files, tmp_path):
     job = SegmentJob(
         model=files / "net.safetensors", image=files / "image.zarr", output=tmp_path / "a.zarr", options=OPTIONS
@@ -103,6 +120,7 @@ def refuse(number: int) -> int:
     raise ParameterError("never")
 
 
+@pytest.mark.slow
 def test_parts_are_tried_again(tmp_path):
     with connected(LOCAL) as client:
         parts = [(number, str(tmp_path)) for number in range(5)]
