@@ -130,10 +130,10 @@ def test_a_run_that_stays_bad_ends_with_a_sentence_and_keeps_its_best(job, monke
 def hungry(monkeypatch, at_most):
     forward = Objective.forward
 
-    def limited(self, images, targets):
+    def limited(self, images, *others):
         if len(images) > at_most:
             raise torch.OutOfMemoryError("out of memory: tried to allocate 3 GiB")
-        return forward(self, images, targets)
+        return forward(self, images, *others)
 
     monkeypatch.setattr(Objective, "forward", limited)
 
@@ -168,7 +168,7 @@ def test_a_resumed_run_remembers_what_fits(job, monkeypatch):
         collect(distill(job), kill_at=3)
     sizes = []
     forward = Objective.forward
-    monkeypatch.setattr(Objective, "forward", lambda self, x, y: sizes.append(len(x)) or forward(self, x, y))
+    monkeypatch.setattr(Objective, "forward", lambda self, x, *rest: sizes.append(len(x)) or forward(self, x, *rest))
     collect(resume(ResumeJob(run=job.run)))
     assert set(sizes[1:]) == {2}  # after the rehearsal
 
