@@ -27,8 +27,7 @@ from rskd.segment import segment
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter
 
-Row = dict[str, Any]
-"""Scores of one case, ready for JSON: by measure, then by class."""
+Row = dict[str, Any]  # scores of one case, ready for JSON: by measure, then by class
 
 
 def evaluate(job: EvaluateJob) -> Task[Outcome]:
