@@ -56,6 +56,8 @@ class Session:
     """Weight files that are known here."""
     distillation: Work | None = None
     """The run on its way, or the last one."""
+    run: Path | None = None
+    """Its folder."""
 
     def learn(self, model: Model) -> Model:
         """Put a model into the library, or what is new about it; returns it."""

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from qtpy.QtCore import QUrl
+from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFormLayout, QLabel, QPushButton
 
 from napari_rskd import _settings
 from napari_rskd._chart import Chart
+from napari_rskd._check import DataCheck
 from napari_rskd._data_pages import DataPages
 from napari_rskd._fields import FolderField, ModelBox, NarrowBox
+from napari_rskd._forecast import Forecast, left_words
 from napari_rskd._form import Form, Section
+from napari_rskd._interrupted import Interrupted, Offer
 from napari_rskd._job import Order, Work
-from napari_rskd._panel import Panel
+from napari_rskd._panel import Panel, text
 from napari_rskd._session import Model, follow_session, fresh_models, session_of
 from rskd.config import DistillOptions, TrainOptions
-from rskd.errors import RskdError
-from rskd.events import Epoch, Event, Step
-from rskd.jobs import DistillJob, Outcome
+from rskd.errors import ParameterError, RskdError
+from rskd.events import Epoch, Event, Reference, Step
+from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
+from rskd.runs import SET_ASIDE, RunFolder
 
 RECIPES = {
     "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4),
@@ -29,6 +35,7 @@ RECIPES = {
 }
 AS_SET = "As set below"
 FIRST_STUDENT = "rskd-micro"
+REPORT = "report.html"
 
 
 class DistillWidget(Panel):
@@ -46,16 +53,27 @@ class DistillWidget(Panel):
         self.training: Form[TrainOptions] = Form(next(iter(RECIPES.values())))
         self.objective: Form[DistillOptions] = Form(DistillOptions())
         self.run = FolderField("Folder for the runs")
+        self.check = DataCheck(self._describe_check)
+        self.offer = Offer()
+        self.plateau = text(name="plateau")
         self.stop = QPushButton("Stop and keep best", toolTip="Finish this step, then keep the best student so far.")
+        self.pause = QPushButton(
+            "Pause", toolTip="Leave off now; the run can go on later, also after napari was closed."
+        )
+        self.report = QPushButton("Report", toolTip="Open the report of this run in the browser.")
         self.use = QPushButton("Use this student", toolTip="Make it the student of all panels.")
-        self._began: tuple[float, int] | None = None
+        self._forecast = Forecast()
+        self._pausing = False
         self._lay_out()
         self._connect()
         follow_session(self, self.session, self._offer)
         self._show_run()
 
     def _lay_out(self) -> None:
+        self.column.addWidget(self.offer)
         self.column.addWidget(self.chart)
+        self.column.addWidget(self.plateau)
+        self.plateau.hide()
         networks = QFormLayout()
         networks.addRow("Teacher", self.teacher)
         networks.addRow("Student", self.student)
@@ -63,6 +81,7 @@ class DistillWidget(Panel):
         self.column.addLayout(networks)
         self.column.addWidget(QLabel("<b>Images to learn from</b>"))
         self.column.addWidget(self.data)
+        self.column.addWidget(self.check)
         self.column.addWidget(QLabel("<b>How long, and where to</b>"))
         for name, options in RECIPES.items():
             self.recipe.addItem(f"{name} ({options.epochs * options.steps_per_epoch} steps)", options)
@@ -74,7 +93,7 @@ class DistillWidget(Panel):
         self.column.addLayout(length)
         self.column.addWidget(Section("Training", self.training))
         self.column.addWidget(Section("What the student learns", self.objective))
-        for button in (self.stop, self.use):
+        for button in (self.stop, self.pause, self.use, self.report):
             self.buttons.addWidget(button)
             button.hide()
 
@@ -84,8 +103,13 @@ class DistillWidget(Panel):
         self.teacher.chosen.connect(self._choose_teacher)
         self.student.chosen.connect(self.refresh)
         self.data.changed.connect(self.refresh)
-        self.run.changed.connect(self.refresh)
+        self.run.changed.connect(self._look_for_runs)
+        self.offer.accepted.connect(self._go_on)
+        for changed in (self.data.changed, self.training.changed, self.objective.changed, self.teacher.chosen):
+            changed.connect(self.check.clear)
         self.stop.clicked.connect(self._stop)
+        self.pause.clicked.connect(self._pause)
+        self.report.clicked.connect(self._open_report)
         self.use.clicked.connect(self._use)
 
     # ------------------------------------------------------------------------------------------------ what to run
@@ -134,28 +158,54 @@ class DistillWidget(Panel):
 
     def launch(self) -> Work:
         """Start a run in a folder of its own."""
-        teacher, student, runs = self.teacher.model(), self.student.model(), self.run.path()
-        assert teacher is not None and student is not None and runs is not None  # noqa: S101, PT018 - see `reason`
+        student, runs = self.student.model(), self.run.path()
+        assert student is not None and runs is not None  # noqa: S101, PT018 - see `reason`
         run = runs / f"{datetime.now():%Y-%m-%d %H.%M.%S} {Path(student.source).stem}"
-        training, objective = self.training.value(), self.objective.value()
-        compute, collect = _settings.compute_options(), self.data.collect()
+        describe = self._describe()
 
         def order() -> Order:
-            data = collect(run / "data")
-            terms = objective if data.masks else objective.model_copy(update={"task": 0.0})  # the teacher alone
-            job = DistillJob(
-                teacher=teacher.path,
-                student=student.source,
-                data=data,
-                run=run,
-                training=training,
-                distillation=terms,
-                compute=compute,
-            )
-            return job, {}
+            return DistillJob(run=run, **describe(run / "data")), {}
 
+        return self._distilling(order, run)
+
+    def _distilling(self, order: Callable[[], Order], run: Path) -> Work:
+        self.session.run = run
         self.session.distillation = Work(order, title="Distilling", private=True)
         return self.session.distillation
+
+    def _describe(self) -> Callable[[Path], dict[str, Any]]:
+        """Return what brings the data into a folder and describes the distillation; for the worker thread."""
+        teacher, student = self.teacher.model(), self.student.model()
+        assert teacher is not None and student is not None  # noqa: S101, PT018 - see `reason`
+        objective, collect = self.objective.value(), self.data.collect()
+        settled = {"training": self.training.value(), "compute": _settings.compute_options()}
+
+        def describe(place: Path) -> dict[str, Any]:
+            data = collect(place)
+            terms = objective if data.masks else objective.model_copy(update={"task": 0.0})  # the teacher alone
+            pair = {"teacher": teacher.path, "student": student.source}
+            return {**pair, **settled, "data": data, "distillation": terms}
+
+        return describe
+
+    def _describe_check(self) -> Callable[[Path], PreflightJob]:
+        why = self.reason()
+        if why:
+            raise ParameterError(why)
+        describe = self._describe()
+        return lambda place: PreflightJob(**describe(place / "data"))
+
+    def _look_for_runs(self) -> None:
+        """Offer what was interrupted, unless something runs now."""
+        running = self.session.distillation is not None and self.session.distillation.running
+        self.offer.look(None if running else self.run.path())
+        self.refresh()
+
+    def _go_on(self, found: Interrupted) -> None:
+        """Resume a run, with the curves that it has so far."""
+        work = self._distilling(lambda: (ResumeJob(run=found.path), {}), found.path)
+        work.history.extend(RunFolder(found.path).events())
+        self.begin(work)
 
     # ------------------------------------------------------------------------------------------- while it runs
 
@@ -163,32 +213,39 @@ class DistillWidget(Panel):
         """Show a run, with all that has happened in it so far."""
         super().attach(work)
         self.chart.clear()
-        self._began = None
-        self.use.hide()
-        self.stop.setEnabled(True)
-        self.stop.show()
+        self._forecast = Forecast()
+        self._pausing = False
+        self.offer.hide()
+        for button in (self.use, self.report):
+            button.hide()
+        for button in (self.stop, self.pause):
+            button.setEnabled(True)
+            button.show()
         for event in work.history:
-            self.chart.add(event)
+            self._take_in(event)
+
+    def _take_in(self, event: Event) -> None:
+        self.chart.add(event)
+        self._forecast.add(event)
 
     def show_event(self, event: Event) -> None:
         """Draw a point, and say how far it is and how long it will take."""
-        self.chart.add(event)
+        self._take_in(event)
         match event:
             case Step():
                 self._show_step(event)
             case Epoch(epoch=epoch, epochs=epochs, dice=dice):
                 self.say(f"Round {epoch} of {epochs}: {score_words(dice)} on the validation images.")
+                self._show(self.plateau, self._forecast.plateau())
+            case Reference(name=name, dice=dice):
+                self.say(f"Before the first step the {name} has {score_words(dice)} on the validation images.")
             case _:
                 super().show_event(event)
 
     def _show_step(self, event: Step) -> None:
-        now = time.monotonic()
-        self._began = self._began or (now, event.step - 1)
-        if self.work is not None and self.work.stopping:
-            return
-        since, first = self._began
-        left = (now - since) / (event.step - first) * (event.steps - event.step)
-        self.tell(f"Step {event.step} of {event.steps}, {duration_words(left)} left.", event.step, event.steps)
+        if self.work is None or not self.work.stopping:
+            left = left_words(self._forecast.left())
+            self.tell(f"Step {event.step} of {event.steps}, {left}.", event.step, event.steps)
 
     def _stop(self) -> None:
         if self.work is not None:
@@ -196,10 +253,30 @@ class DistillWidget(Panel):
             self.stop.setEnabled(False)
             self.say("Stopping: finishing the step and keeping the best student…")
 
+    def _pause(self) -> None:
+        if self.work is not None:
+            self._pausing = True
+            self.work.cancel()
+            self.pause.setEnabled(False)
+            self.say("Pausing: writing down where it is…")
+
     def _ended(self) -> None:
+        work = self.work
         self.chart.finish()
-        self.stop.hide()
+        for button in (self.stop, self.pause):
+            button.hide()
+        self._show(self.plateau, "")
         super()._ended()
+        if work is not None and work.outcome is None and work.error is None:
+            self._left_off()
+        self._look_for_runs()
+
+    def _left_off(self) -> None:
+        """After a pause the run is offered; after a cancel it is not, but its folder stays."""
+        if self._pausing:
+            self.say("Paused. Go on whenever you like, also after napari was closed.")
+        elif self.session.run is not None and self.session.run.is_dir():
+            (self.session.run / SET_ASIDE).touch()
 
     # ------------------------------------------------------------------------------------------- when it is done
 
@@ -207,27 +284,34 @@ class DistillWidget(Panel):
         """Take up the session's run, if the panel was closed and opened again."""
         work = self.session.distillation
         if work is None:
+            self._look_for_runs()
             return
         if work.running:
             self.attach(work)
             return
         for event in work.history:
-            self.chart.add(event)
+            self._take_in(event)
         self.chart.finish()
         if work.outcome is not None:
             self.show_result(work.outcome)
 
     def show_result(self, outcome: Outcome) -> None:
-        """Say how good the best student is, and offer it."""
+        """Say how good the best student is, beside its teacher, and offer it."""
         value = outcome.value
         how, rounds = "Stopped" if value["stopped"] else "Finished", value["epochs"]
+        beside = "" if self.chart.teacher is None else f"; the teacher has {self.chart.teacher:.3f}"
         self.say(
             f"{how} after {rounds} round{'s' * (rounds != 1)}. "
-            f"The best student has {score_words(value['dice'])} on the validation images."
+            f"The best student has {score_words(value['dice'])} on the validation images{beside}."
         )
         self.status.setToolTip(f"Everything about it is in {value['run']}")
         self.use.setEnabled(True)
         self.use.show()
+        self.report.setVisible((Path(value["run"]) / REPORT).is_file())
+
+    def _open_report(self) -> None:
+        if self.session.run is not None:
+            QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.session.run / REPORT)))
 
     def _use(self) -> None:
         work = self.session.distillation
@@ -249,18 +333,3 @@ def score_words(dice: float) -> str:
     ('a Dice of 0.812', 'no Dice (no masks)')
     """
     return "no Dice (no masks)" if math.isnan(dice) else f"a Dice of {dice:.3f}"
-
-
-def duration_words(seconds: float) -> str:
-    """Return a duration as one would say it.
-
-    Examples
-    --------
-    >>> duration_words(42), duration_words(600), duration_words(7300)
-    ('about 42 s', 'about 10 min', 'about 2.0 h')
-    """
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h"

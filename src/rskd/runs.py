@@ -13,6 +13,8 @@ from rskd.events import Event, Step, from_json, to_json
 from rskd.io.files import PARTIAL, locked, write_atomically
 from rskd.jobs import JOB, DistillJob, TrainJob
 
+SET_ASIDE = "set-aside"
+"""A file that says that nobody wants to go on with a run."""
 _BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
 
 
@@ -81,6 +83,15 @@ class RunFolder:
     def log(self) -> Path:
         """One event per line, as JSON."""
         return self.path / "events.jsonl"
+
+    @property
+    def set_aside(self) -> bool:
+        """Whether nobody wants to go on with it."""
+        return (self.path / SET_ASIDE).exists()
+
+    def leave(self) -> None:
+        """Note that nobody wants to go on with it; it still can be resumed by name."""
+        (self.path / SET_ASIDE).touch()
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep every other process out of this run; the system opens the lock when this process ends, however it ends.

@@ -1,5 +1,6 @@
 """The five panels, driven as a person drives them, over a scripted engine."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 
 from napari_rskd._session import Model, session_of
 from napari_rskd._settings import compute_options, runs_folder
-from rskd.config import ComputeOptions
+from rskd.config import ComputeOptions, DataOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
-from rskd.jobs import Outcome
+from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
+from rskd.runs import RunFolder
 
 SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -337,6 +339,90 @@ def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, o
     finish(qtbot, again)
     assert len(again.chart.losses["total"]) == len(STEPS)
     assert again.use.isVisible()
+
+
+def interrupted_run(runs: Path, *, step: int = 7, name: str = "2026-01-02 rskd-nano") -> RunFolder:
+    """A run folder as a process that was killed leaves it."""
+    data = DataOptions(images=runs / "images")
+    folder = RunFolder.create(
+        DistillJob(teacher=Path("t.safetensors"), student="rskd-nano", data=data, run=runs / name)
+    )
+    for event in STEPS[:step]:
+        folder.append(event)
+    folder.append(Epoch(1, 2, {"task": 0.1}, 0.625, {"vessel": 0.625}, best=True))
+    folder.checkpoint.write_bytes(b"state")
+    return folder
+
+
+def test_an_interrupted_run_is_offered_and_goes_on(qtbot, engine, cockpit, tmp_path) -> None:
+    engine.will(distilling)
+    folder = interrupted_run(tmp_path / "runs")
+    cockpit.run.set_path(tmp_path / "other")
+    assert not cockpit.offer.isVisible()
+    cockpit.run.set_path(tmp_path / "runs")
+    assert "interrupted after step 7 of 20, best Dice 0.625" in cockpit.offer.words.text()
+    click(qtbot, cockpit.offer.go_on)
+    assert len(cockpit.chart.losses["total"]) >= 7
+    finish(qtbot, cockpit)
+    ((job, _),) = engine.made[0].jobs
+    assert job == ResumeJob(run=folder.path)
+    assert cockpit.use.isVisible()
+
+
+def test_what_is_in_use_finished_or_left_is_not_offered(qtbot, cockpit, tmp_path) -> None:
+    runs = tmp_path / "runs"
+    interrupted_run(runs, step=20)
+    cockpit._look_for_runs()
+    assert not cockpit.offer.isVisible()
+    busy = interrupted_run(runs, name="2026-01-03")
+    with busy.locked():
+        cockpit._look_for_runs()
+        assert not cockpit.offer.isVisible()
+    cockpit._look_for_runs()
+    assert cockpit.offer.isVisible()
+    click(qtbot, cockpit.offer.leave)
+    assert not cockpit.offer.isVisible()
+    assert busy.set_aside
+
+
+def going_on_for_ever(job: Any, arrays: Any) -> Any:
+    folder = RunFolder.create(job) if isinstance(job, DistillJob) else RunFolder(job.run)
+    folder.checkpoint.write_bytes(b"state")
+    for step in itertools.cycle(STEPS[:10]):
+        folder.append(step)
+        yield step
+        time.sleep(0.02)
+
+
+def test_a_paused_run_is_offered_at_once_and_a_cancelled_one_is_not(qtbot, engine, cockpit, tmp_path) -> None:
+    engine.will(going_on_for_ever)
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: "Step" in cockpit.status.text(), timeout=SOON)
+    click(qtbot, cockpit.pause)
+    finish(qtbot, cockpit)
+    assert cockpit.status.text().startswith("Paused.")
+    click(qtbot, cockpit.offer.go_on)
+    qtbot.waitUntil(lambda: "Step" in cockpit.status.text(), timeout=SOON)
+    click(qtbot, cockpit.button)
+    finish(qtbot, cockpit)
+    assert not cockpit.offer.isVisible()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert RunFolder(folder).set_aside
+
+
+def test_the_data_are_checked_on_a_click(qtbot, engine, cockpit) -> None:
+    findings = [{"kind": "fact", "text": "24 images."}, {"kind": "warning", "text": "1 mask < empty."}]
+    engine.will_return(({"findings": findings}, {}))
+    click(qtbot, cockpit.check.button)
+    assert cockpit.check.button.text() == "Cancel the check"
+    qtbot.waitUntil(lambda: cockpit.check.work is None, timeout=SOON)
+    ((job, _),) = engine.made[0].jobs
+    assert isinstance(job, PreflightJob)
+    assert not job.data.images.exists()
+    assert cockpit.check.words.text() == "<b>!</b> 1 mask &lt; empty.<br>✓ 24 images."
+    cockpit.training.set_value(TrainOptions(epochs=3))
+    cockpit.training.changed.emit()
+    assert not cockpit.check.words.isVisible()
 
 
 def test_editing_the_training_leaves_the_recipe(cockpit) -> None:
