@@ -23,7 +23,9 @@ from rskd.config import (
     Config,
     ContourletOptions,
     DataOptions,
+    DenoiseOptions,
     DistillOptions,
+    FeatureMapOptions,
     RankOptions,
     ScoreOptions,
     SegmentOptions,
@@ -133,6 +135,120 @@ class ContourletJob(Config):
     """Folder to write the sub-bands to."""
     options: ContourletOptions = ContourletOptions()
     """Levels and filters."""
+
+
+class ReconstructJob(Config):
+    """Put an image together from its contourlet sub-bands, some of them weaker or stronger."""
+
+    kind: Literal["reconstruct"] = "reconstruct"
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    channel: int | None = None
+    """Channel, from 0; None = the mean of all."""
+    gains: dict[str, float] = Field(default_factory=dict)
+    """Factor of every sub-band by the name of its array; one that is not named keeps its strength."""
+    options: ContourletOptions = ContourletOptions()
+    """Levels and filters."""
+
+
+class DenoiseJob(Config):
+    """Take the noise out of an image, all its channels."""
+
+    kind: Literal["denoise"] = "denoise"
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    output: Path | None = None
+    """File to write the picture to (TIFF)."""
+    options: DenoiseOptions = DenoiseOptions()
+    """How much noise."""
+
+
+class TextureJob(Config):
+    """Contourlet sub-bands of a feature map of a teacher, a student, or both."""
+
+    kind: Literal["texture"] = "texture"
+    teacher: Path | None = None
+    """Weight file of the teacher, or the name of a bundled one."""
+    student: Path | None = None
+    """Weight file of the student, or the name of a bundled one."""
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    feature_map: FeatureMapOptions = FeatureMapOptions()
+    """Which map."""
+    options: ContourletOptions = ContourletOptions()
+    """Levels and filters."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class SurveyJob(Config):
+    """Token importance at every block and head of a teacher, a student, or both."""
+
+    kind: Literal["survey"] = "survey"
+    teacher: Path | None = None
+    """Weight file of the teacher, or the name of a bundled one."""
+    student: Path | None = None
+    """Weight file of the student, or the name of a bundled one."""
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    options: RankOptions = RankOptions()
+    """Which importance."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class AttendJob(Config):
+    """What the token at one place attends to, at every block and head."""
+
+    kind: Literal["attend"] = "attend"
+    teacher: Path | None = None
+    """Weight file of the teacher, or the name of a bundled one."""
+    student: Path | None = None
+    """Weight file of the student, or the name of a bundled one."""
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    at: tuple[float, float]
+    """Place in the image: row and column in pixels."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
+
+
+class AgreementJob(Config):
+    """How far two maps of token importance agree, handed over as arrays `teacher` and `student`."""
+
+    kind: Literal["agreement"] = "agreement"
+
+
+class DeletionJob(Config):
+    """Whether a ranking tells the truth: delete its first tokens, and as many random ones."""
+
+    kind: Literal["deletion"] = "deletion"
+    teacher: Path | None = None
+    """Weight file of the teacher, or the name of a bundled one."""
+    student: Path | None = None
+    """Weight file of the student, or the name of a bundled one."""
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+    options: RankOptions = RankOptions()
+    """Which importance."""
+    random_orders: Annotated[int, Field(ge=1, le=100)] = 8
+    """Random orders to compare with."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the random orders."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device and threads."""
 
 
 class EvaluateJob(Config):
@@ -262,7 +378,14 @@ Job = Annotated[
     | SegmentJob
     | BatchJob
     | RankJob
+    | SurveyJob
+    | AttendJob
+    | AgreementJob
+    | DeletionJob
     | ContourletJob
+    | ReconstructJob
+    | TextureJob
+    | DenoiseJob
     | EvaluateJob
     | ExportJob
     | TrainJob
@@ -272,6 +395,18 @@ Job = Annotated[
     | ReportJob,
     Field(discriminator="kind"),
 ]
+ImageJob = (
+    SegmentJob
+    | RankJob
+    | SurveyJob
+    | AttendJob
+    | DeletionJob
+    | ContourletJob
+    | ReconstructJob
+    | TextureJob
+    | DenoiseJob
+)
+"""Jobs that look at one image."""
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
 """Validates any job from a dictionary or JSON."""
 
