@@ -346,3 +346,33 @@ def subband_name(band: Mapping[str, Any]) -> str:
     if band.get("edge_angle") is None:
         return str(band["name"]).capitalize()
     return f"Edges at {band['edge_angle']:.0f}° (level {band['level']})"
+
+
+def feature_band_layers(value: Mapping[str, Any], arrays: Mapping[str, Array], source: Source) -> list[LayerData]:
+    """Return a network's feature map and its sub-bands, per role; only the map is shown at first.
+
+    Parameters
+    ----------
+    value
+        By role: `map` (`scale`, `translate`) and `bands`, as `rskd.feature_bands` gives them.
+    arrays
+        `{role}_map` and `{role}_{band}`.
+    source
+        Where the picture lies.
+    """
+    layers: list[LayerData] = []
+    for role, facts in value.items():
+        own = {name.removeprefix(f"{role}_"): array for name, array in arrays.items() if name.startswith(f"{role}_")}
+        place = source.place(facts["map"]["scale"], facts["map"]["translate"])
+        options = {
+            "name": f"Feature map ({role})",
+            "rgb": False,
+            "colormap": "viridis",
+            "blending": "translucent",
+            "metadata": made_by({"where": facts["where"]}),
+            **place,
+        }
+        layers.append((source.embed(own["map"]), options, "image"))
+        for data, band_options, kind in subband_layers(facts["bands"], own, source):
+            layers.append((data, {**band_options, "name": f"{band_options['name']}, {role}", "visible": False}, kind))
+    return layers

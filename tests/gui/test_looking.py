@@ -1,0 +1,79 @@
+"""Token ranking and Contourlet in a real window with the real engine."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QPoint, Qt
+
+from napari_rskd import _job
+from napari_rskd._session import bundled_models
+from rskd.phantom import vessel_phantom
+
+LONG = 240_000  # milliseconds
+SIZE = 128
+NEEDS_PAIR = pytest.mark.skipif(len(bundled_models()) < 2, reason="the bundled pair is not in this checkout")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_engine_left() -> Iterator[None]:
+    yield
+    _job.shut_down()
+
+
+@pytest.fixture
+def eye(viewer: Any) -> Any:
+    """A colour picture of vessels, in a world of its own."""
+    viewer.layers.clear()
+    image, _ = vessel_phantom(np.random.default_rng(3), SIZE)
+    return viewer.add_image(image, name="eye", scale=(0.5, 0.25), translate=(3, -2), rotate=20, units=("mm", "mm"))
+
+
+def click(qtbot: Any, button: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton, pos=QPoint(8, button.height() // 2))
+
+
+def run(qtbot: Any, panel: Any, button: Any) -> None:
+    """Press a button, wait, and expect no error."""
+    click(qtbot, button)
+    qtbot.waitUntil(lambda: panel.work is None, timeout=LONG)
+    assert panel.error_label.text() == ""
+
+
+def corners(layer: Any, shape: tuple[int, ...]) -> np.ndarray:
+    return np.array([layer.data_to_world((y - 0.5, x - 0.5)) for y in (0, shape[0]) for x in (0, shape[1])])
+
+
+@NEEDS_PAIR
+def test_contourlet_story(qtbot, viewer, eye, open_panel) -> None:
+    panel = open_panel("Contourlet")
+    run(qtbot, panel, panel.button)
+    assert len(panel.gains.sliders) == 21
+
+    slider = panel.gains.sliders["lowpass"]
+    slider.setFocus()
+    for _ in range(5):
+        qtbot.keyClick(slider, Qt.Key.Key_PageDown)
+    qtbot.waitUntil(lambda: not panel._rebuilding.busy and "Reconstruction" in viewer.layers, timeout=LONG)
+    weaker = viewer.layers["Reconstruction"]
+    np.testing.assert_allclose(corners(weaker, weaker.data.shape), corners(eye, (SIZE, SIZE)), atol=1e-9)
+    assert weaker.data.mean() == pytest.approx(slider.value() / 100 * eye.data[..., 1].mean(), rel=0.02)
+    click(qtbot, panel.gains.reset)
+    qtbot.waitUntil(lambda: not panel._rebuilding.busy, timeout=LONG)
+    np.testing.assert_allclose(viewer.layers["Reconstruction"].data, eye.data[..., 1], atol=1e-2)
+
+    panel.arrangement.setCurrentIndex(1)
+    assert viewer.canvas.grid.enabled
+    panel.arrangement.setCurrentIndex(0)
+    assert not viewer.canvas.grid.enabled
+
+    run(qtbot, panel, panel.denoise)
+    clean = viewer.layers["eye (denoised)"]
+    assert clean.rgb
+    assert clean.data.shape == eye.data.shape
+    run(qtbot, panel, panel.split_map)
+    for role in ("teacher", "student"):
+        layer = viewer.layers[f"Feature map ({role})"]
+        np.testing.assert_allclose(corners(layer, layer.data.shape), corners(eye, (SIZE, SIZE)), atol=1e-9)
+        assert role.capitalize() in panel.energies.text()
