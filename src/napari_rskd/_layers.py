@@ -266,6 +266,7 @@ def importance_layers(
         "blending": "translucent",
         "opacity": 0.6,
         "interpolation2d": "nearest",
+        "contrast_limits": (float(importance.min()), float(importance.max()) or 1.0),
         "metadata": made_by({"definition": facts["definition"], "block": facts["block"]}),
         **place,
     }
@@ -376,3 +377,50 @@ def feature_band_layers(value: Mapping[str, Any], arrays: Mapping[str, Array], s
         for data, band_options, kind in subband_layers(facts["bands"], own, source):
             layers.append((data, {**band_options, "name": f"{band_options['name']}, {role}", "visible": False}, kind))
     return layers
+
+
+def rank_order(importance: Array) -> Array:
+    """Return the numbers of the tokens, row by row, the most important first; ties keep their order.
+
+    Examples
+    --------
+    >>> rank_order(np.array([[0.1, 0.4], [0.4, 0.1]])).tolist()
+    [1, 2, 0, 3]
+    """
+    return np.argsort(-importance.ravel(), kind="stable")
+
+
+def kept_layer(role: str, facts: Mapping[str, Any], importance: Array, order: Array, source: Source) -> LayerData:
+    """Return an image that darkens every token but the top ones; arguments as of `importance_layers`."""
+    from napari.utils import Colormap
+
+    token = np.asarray(facts["token"], dtype=float)
+    hidden = np.ones(importance.size, np.float32)
+    hidden[order[: facts["top"]]] = 0
+    options = {
+        "name": f"Outside of the top ({role})",
+        "rgb": False,
+        "colormap": Colormap([[0, 0, 0, 0], [0, 0, 0, 0.8]], name="clear to dark"),
+        "contrast_limits": (0, 1),
+        "blending": "translucent",
+        "interpolation2d": "nearest",
+        "metadata": made_by({"by": role}),
+        **source.place(token, (token - 1) / 2),
+    }
+    return source.embed(hidden.reshape(importance.shape)), options, "image"
+
+
+def attention_layer(role: str, facts: Mapping[str, Any], row: Array, source: Source) -> LayerData:
+    """Return what one token attends to as an image on the token grid; arguments as of `importance_layers`."""
+    token = np.asarray(facts["token"], dtype=float)
+    options = {
+        "name": f"Attention of one token ({role})",
+        "rgb": False,
+        "colormap": "magma",
+        "contrast_limits": (0, float(row.max()) or 1.0),
+        "blending": "additive",
+        "interpolation2d": "nearest",
+        "metadata": made_by({"by": role}),
+        **source.place(token, (token - 1) / 2),
+    }
+    return source.embed(np.asarray(row)), options, "image"

@@ -70,12 +70,12 @@ class LiveLayers:
         """Put data into the layer of this key; it is made if there is none; returns it."""
         layer = self.get(key)
         array, options, _ = data
-        if layer is None or layer.ndim != len(options["scale"]) or layer.metadata != options.get("metadata", {}):
+        if layer is None or layer.ndim != len(options["scale"]):
             self.drop(key)
             layer = self._layers[key] = add_layer(self._viewer, data)
             return layer
         layer.data = array
-        for name in ("scale", "translate", "contrast_limits", "features"):
+        for name in ("scale", "translate", "contrast_limits", "features", "metadata"):
             if name in options:
                 setattr(layer, name, options[name])
         return layer
