@@ -266,7 +266,7 @@ def importance_layers(
         "blending": "translucent",
         "opacity": 0.6,
         "interpolation2d": "nearest",
-        "contrast_limits": (float(importance.min()), float(importance.max()) or 1.0),
+        "contrast_limits": _limits(importance),
         "metadata": made_by({"definition": facts["definition"], "block": facts["block"]}),
         **place,
     }
@@ -377,6 +377,12 @@ def feature_band_layers(value: Mapping[str, Any], arrays: Mapping[str, Array], s
         for data, band_options, kind in subband_layers(facts["bands"], own, source):
             layers.append((data, {**band_options, "name": f"{band_options['name']}, {role}", "visible": False}, kind))
     return layers
+
+
+def _limits(importance: Array) -> tuple[float, float]:
+    """Return the range of the colours; a constant map has one as well."""
+    low, high = float(importance.min()), float(importance.max())
+    return (low, high) if high > low else (low, low + 1.0)
 
 
 def rank_order(importance: Array) -> Array:

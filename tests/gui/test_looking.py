@@ -77,3 +77,38 @@ def test_contourlet_story(qtbot, viewer, eye, open_panel) -> None:
         layer = viewer.layers[f"Feature map ({role})"]
         np.testing.assert_allclose(corners(layer, layer.data.shape), corners(eye, (SIZE, SIZE)), atol=1e-9)
         assert role.capitalize() in panel.energies.text()
+
+
+@NEEDS_PAIR
+def test_token_story(qtbot, viewer, eye, open_panel, tmp_path) -> None:
+    panel = open_panel("Token ranking")
+    run(qtbot, panel, panel.button)
+    qtbot.waitUntil(lambda: "Agreement" in panel.agreement.text(), timeout=LONG)
+    for role in ("teacher", "student"):
+        grid, cover = viewer.layers[f"Token importance ({role})"], viewer.layers[f"Outside of the top ({role})"]
+        for layer in (grid, cover):
+            np.testing.assert_allclose(corners(layer, layer.data.shape), corners(eye, (SIZE, SIZE)), atol=1e-9)
+        assert cover.data.size - cover.data.sum() == round(0.25 * cover.data.size)
+
+    panel.keep.setFocus()
+    qtbot.keyClick(panel.keep, Qt.Key.Key_End)
+    assert cover.data.sum() == 0
+    assert "Share of the top in common: 1.00" in panel.agreement.text()
+
+    before = grid.data.copy()
+    panel.block.setFocus()
+    qtbot.keyClick(panel.block, Qt.Key.Key_Home)
+    assert panel.block_number.text().startswith("Block 1 of")
+    assert not np.array_equal(viewer.layers["Token importance (student)"].data, before)
+    panel.head.setCurrentIndex(1)
+
+    panel._ask(eye.data_to_world((70, 20)))
+    qtbot.waitUntil(lambda: "Attention of one token (student)" in viewer.layers, timeout=LONG)
+    row = viewer.layers["Attention of one token (student)"]
+    assert row.data.sum() == pytest.approx(1, abs=1e-4)
+
+    run(qtbot, panel, panel.deletion)
+    assert "deleting the top tokens first" in panel.status.text()
+    panel.save(tmp_path / "out")
+    qtbot.waitUntil(lambda: (tmp_path / "out" / "agreement.json").exists(), timeout=LONG)
+    assert (tmp_path / "out" / "ranking.svg").exists()

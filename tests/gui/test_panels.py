@@ -210,19 +210,21 @@ def test_weight_files_can_be_dropped(engine, open_panel, tmp_path) -> None:
 
 
 def ranking() -> tuple[dict[str, Any], dict[str, Any]]:
-    facts = {"grid": [3, 4], "token": [16.0, 16.0], "block": 3, "definition": "received", "top": 3, "name": "toy"}
-    arrays: dict[str, Any] = {}
-    for role in ("teacher", "student"):
-        arrays[f"{role}_importance"] = np.arange(12, dtype=np.float32).reshape(3, 4)
-        arrays[f"{role}_order"] = np.arange(12)[::-1]
-    return {"teacher": facts, "student": facts, "agreement": {"spearman": 0.25, "overlap": 0.5}}, arrays
+    block = {"block": 0, "heads": 0, "grid": [3, 4], "token": [16.0, 16.0], "windows": False}
+    facts = {"name": "toy", "definition": "received", "blocks": [block]}
+    maps = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    return {"teacher": facts, "student": facts}, {"teacher_block0": maps, "student_block0": maps}
+
+
+AGREED = ({"spearman": 0.25}, {"overlap": np.full(12, 0.5), "ndcg": np.ones(12)})
 
 
 def test_token_ranking_shows_both_networks_and_their_agreement(qtbot, engine, viewer, open_panel, models) -> None:
-    engine.will_return(ranking())
+    engine.will_return(ranking(), AGREED)
     panel = open_panel("Token ranking")
     click(qtbot, panel.button)
     finish(qtbot, panel)
+    qtbot.waitUntil(lambda: bool(panel.agreement.text()), timeout=SOON)
     for role in ("teacher", "student"):
         image = viewer.layers[f"Token importance ({role})"]
         assert isinstance(image, Image)
