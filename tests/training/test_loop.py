@@ -105,7 +105,7 @@ def scored(monkeypatch, scores):
 
     def validate(network, planes, fabric):
         yield from ()
-        return {"case": np.array([1.0, next(found)])}
+        return {planes[0].case: np.array([1.0, next(found)])}
 
     monkeypatch.setattr(trainer, "validate", validate)
 
@@ -143,7 +143,7 @@ def test_a_teacher_that_is_worse_than_the_student_is_said(job, monkeypatch, teac
 
     def validate(network, planes, fabric):
         yield from ()
-        return {"case": np.array([1.0, next(found)])}
+        return {planes[0].case: np.array([1.0, next(found)])}
 
     monkeypatch.setattr(trainer, "validate", validate)
     events, _ = collect(distill(job), kill_at=1)

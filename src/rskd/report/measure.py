@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners, split_cases
@@ -121,7 +122,8 @@ def _networks(
     threads, device = use_threads(compute), choose_device(compute)
     files = {"teacher": job.teacher} if isinstance(job, DistillJob) else {}
     files["student"] = folder.best
-    models = {role: weights.load(path).to(device) for role, path in files.items()}
+    with torch.random.fork_rng():  # building a network draws its first weights
+        models = {role: weights.load(path).to(device) for role, path in files.items()}
     return {"device": device_name(device), "threads": threads}, models
 
 
