@@ -15,7 +15,7 @@ from rskd.cases import find_cases, split_cases
 from rskd.config import DataOptions, DistillOptions, TrainOptions
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, ModelError, ParameterError, RskdError
-from rskd.events import Command, Epoch, Message, Step, drain
+from rskd.events import Epoch, Message, Step, drain
 from rskd.io import files, read_scan
 from rskd.jobs import DistillJob, ResumeJob, TrainJob
 from rskd.metrics import dice_per_class
@@ -26,6 +26,7 @@ from rskd.phantom import write_phantoms
 from rskd.runs import RunFolder
 from rskd.segment import segment
 from rskd.train import distill, resume, train
+from tests.running import collect
 
 TINY = TrainOptions(epochs=2, steps_per_epoch=4, batch_size=2, patch=64, checkpoint_minutes=0)
 
@@ -47,21 +48,6 @@ def teacher(data, tmp_path_factory):
 @pytest.fixture
 def job(data, teacher, tmp_path):
     return DistillJob(teacher=teacher, student="rskd-nano", data=data, run=tmp_path / "run", training=TINY)
-
-
-def collect(task, stop_at=None, kill_at=None):
-    """Run a task; send STOP at an optimiser step, or abandon it there as a crash would."""
-    events, command = [], None
-    while True:
-        try:
-            event = task.send(command)
-        except StopIteration as end:
-            return events, end.value
-        events.append(event)
-        step = event.step if isinstance(event, Step) else None
-        if step is not None and step == kill_at:
-            return events, None
-        command = Command.STOP if step is not None and step == stop_at else None
 
 
 def same_weights(first, second):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rskd.errors import FileError, ParameterError, RskdError
-from rskd.events import Command, Message, Progress, Task
+from rskd.events import Command, Event, Message, Progress, Task, retold
 from rskd.folder import Item, find_items, split_name
 from rskd.io import read_scan, read_scans
 from rskd.io.files import write_atomically
@@ -140,7 +140,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
         case = _case(item)
         model, *others = (networks.get(path, job.compute) for path in _weight_files(job))
         scan = _read(item, job.axes)
-        results = yield from _about(case, segment_scan(job, scan, model, *others))
+        results = yield from retold(segment_scan(job, scan, model, *others), _about(case))
         names = [info.name for info in model.spec.classes[1:]]
         written = yield from _write(job, item, replace(results, measurements=()), scan, names)
     except RskdError as error:
@@ -208,18 +208,9 @@ def _heeding_stop(task: Task[Record], progress: Progress) -> Task[Record | None]
         task.close()
 
 
-def _about(case: str, task: Task[Results]) -> Task[Results]:
-    """Run the task of one image; what it says gets the number of the image."""
-    try:
-        while True:
-            try:
-                event = next(task)
-            except StopIteration as end:
-                results: Results = end.value
-                return results
-            yield Message(f"Image {case}: {event.text}", event.warning) if isinstance(event, Message) else event
-    finally:
-        task.close()
+def _about(case: str) -> Callable[[Event], Event]:
+    """Return what puts the number of an image before every message about it."""
+    return lambda event: Message(f"Image {case}: {event.text}", event.warning) if isinstance(event, Message) else event
 
 
 def _read(item: Item, axes: str | None) -> Scan:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners
 from rskd.config import ModelSpec, ScoreOptions, SegmentOptions, TileOptions
 from rskd.errors import DataError
-from rskd.events import Progress, Task
+from rskd.events import Progress, Task, retold, within
 from rskd.io import read_scan
 from rskd.io.files import replacing
 from rskd.jobs import EvaluateJob, Outcome
@@ -76,18 +76,9 @@ def _measure(model: Segmenter, case: Case, job: EvaluateJob, progress: Progress)
     if arrays.mask is None:
         raise DataError(f"{case.name} has no mask to compare with: add one.")
     options = SegmentOptions.model_validate(job.options.model_dump(include=set(TileOptions.model_fields)))
-    labels = yield from _labels(model, scan, options, progress)
-    return {"case": case_id(case), **compare(labels, arrays, scan, class_names(model.spec), job.scores)}
-
-
-def _labels(model: Segmenter, scan: Scan, options: SegmentOptions, progress: Progress) -> Task[NDArray[np.integer]]:
-    task = segment(model, scan, options)
-    while True:
-        try:
-            next(task)
-        except StopIteration as end:
-            return stacked(end.value.labels)
-        yield progress
+    found = yield from retold(segment(model, scan, options), within(progress))
+    scores = compare(stacked(found.labels), arrays, scan, class_names(model.spec), job.scores)
+    return {"case": case_id(case), **scores}
 
 
 def stacked(labels: Scan) -> NDArray[np.integer]:

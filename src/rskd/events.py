@@ -6,7 +6,7 @@ its result. A `yield` is always a safe point to stop, save or close.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
@@ -131,3 +131,39 @@ def drain(task: Task[T]) -> T:
             next(task)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+
+def retold(task: Task[T], tell: Callable[[Event], Event]) -> Task[T]:
+    """Run a task as a part of a larger one: its events go out as `tell` returns them, and commands go in.
+
+    Examples
+    --------
+    >>> def part():
+    ...     yield Progress(3, 8)
+    ...     yield Message("The memory ran out.", warning=True)
+    ...     return 42
+    >>> def tell(event):
+    ...     return event if isinstance(event, Message) else Progress(0, 2, "images")
+    >>> [getattr(event, "text", event) for event in retold(part(), tell)]
+    [Progress(done=0, total=2, what='images'), 'The memory ran out.']
+    """
+    command: Command | None = None
+    try:
+        while True:
+            command = yield tell(task.send(command))
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        task.close()
+
+
+def within(progress: Progress) -> Callable[[Event], Event]:
+    """Return what tells of a part by the `progress` of the whole; messages are passed on, nobody must miss them.
+
+    Examples
+    --------
+    >>> tell = within(Progress(0, 2, "images"))
+    >>> tell(Progress(3, 8)), tell(Message("The memory ran out."))
+    (Progress(done=0, total=2, what='images'), Message(text='The memory ran out.', warning=False))
+    """
+    return lambda event: event if isinstance(event, Message) else progress

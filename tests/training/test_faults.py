@@ -13,28 +13,14 @@ import torch
 from rskd.data import Batch, PatchSampler
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ParameterError, ResourceError, RskdError
-from rskd.events import Command, Epoch, Message, Progress, Step
+from rskd.events import Epoch, Message, Progress, Step
 from rskd.io import files
 from rskd.jobs import ResumeJob
 from rskd.models import weights
 from rskd.runs import RunFolder
 from rskd.train import distill, resume
 from rskd.training import guards
-
-
-def collect(task, stop_at=None, kill_at=None):
-    """Run a task; send STOP at an optimiser step, or abandon it there as a crash would."""
-    events, command = [], None
-    while True:
-        try:
-            event = task.send(command)
-        except StopIteration as end:
-            return events, end.value
-        events.append(event)
-        step = event.step if isinstance(event, Step) else None
-        if step is not None and step == kill_at:
-            return events, None
-        command = Command.STOP if step is not None and step == stop_at else None
+from tests.running import collect
 
 
 def steps_of(events):

@@ -17,7 +17,7 @@ from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners, spl
 from rskd.compute import choose_device, device_name, use_threads
 from rskd.config import ComputeOptions, ScoreOptions
 from rskd.evaluate import Row, class_names, compare, stacked, table
-from rskd.events import Progress, Task
+from rskd.events import Progress, Task, within
 from rskd.io import read_scan
 from rskd.jobs import DistillJob, TrainJob
 from rskd.models import weights
@@ -130,16 +130,16 @@ def _networks(
 def _segment(model: Segmenter, scan: Scan, progress: Progress) -> Task[tuple[Labels, float]]:
     """Return the labels of a case, S H W, and the seconds that a plane took."""
     busy, began = 0.0, time.perf_counter()
-    task = segment(model, scan)
+    task, tell = segment(model, scan), within(progress)
     while True:
         try:
-            next(task)
+            event = next(task)
         except StopIteration as end:
             busy += time.perf_counter() - began
             labels = stacked(end.value.labels)
             return labels, busy / len(labels)
         busy += time.perf_counter() - began
-        yield progress
+        yield tell(event)
         began = time.perf_counter()
 
 
