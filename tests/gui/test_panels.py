@@ -1,6 +1,7 @@
 """The five panels, driven as a person drives them, over a scripted engine."""
 
 import itertools
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,17 @@ def test_stop_and_keep_best(qtbot, engine, cockpit) -> None:
 
 
 def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, open_panel, cockpit) -> None:
-    engine.will(distilling)
+    reopened = threading.Event()
+
+    def held(job: Any, arrays: Any) -> Any:
+        yield from STEPS[:5]
+        while not reopened.is_set():
+            yield None
+            time.sleep(0.01)
+        yield from STEPS[5:]
+        return Outcome(DONE)
+
+    engine.will(held)
     click(qtbot, cockpit.button)
     qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", [])) > 2, timeout=SOON)
     viewer.window.remove_dock_widget(cockpit)
@@ -338,6 +349,7 @@ def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, o
     qtbot.wait(50)
     again = open_panel("Distill")
     assert again.button.text() == "Cancel"
+    reopened.set()
     finish(qtbot, again)
     assert len(again.chart.losses["total"]) == len(STEPS)
     assert again.use.isVisible()

@@ -20,17 +20,7 @@ from rskd.train import distill, resume
 from rskd.training import launch, trainer
 from rskd.training.average import RunningMean
 from rskd.training.schedule import learning_rate
-
-
-def collect(task, kill_at=None):
-    events = []
-    while True:
-        try:
-            events.append(next(task))
-        except StopIteration as end:
-            return events, end.value
-        if isinstance(events[-1], Step) and events[-1].step == kill_at:
-            return events, None
+from tests.running import collect
 
 
 def with_options(job, run, **changes):
