@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from rskd.events import Epoch, Message, Progress, Step
 from rskd.io import files
 from rskd.jobs import ResumeJob
 from rskd.models import weights
+from rskd.models.segmenter import Segmenter
 from rskd.runs import RunFolder
 from rskd.train import distill, resume
 from rskd.training import guards
@@ -124,6 +126,19 @@ def hungry(monkeypatch, at_most):
     monkeypatch.setattr(Objective, "forward", limited)
 
 
+def hungry_at_call(monkeypatch, number):
+    """Let one pass through the networks run out of memory at its end, when batch norm has seen the images."""
+    forward, calls = Objective.forward, iter(range(1, 10**6))
+
+    def failing(self, *arguments):
+        losses = forward(self, *arguments)
+        if next(calls) == number:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 3 GiB")
+        return losses
+
+    monkeypatch.setattr(Objective, "forward", failing)
+
+
 def test_out_of_memory_halves_what_is_worked_through_together(job, tmp_path, monkeypatch):
     whole = job.model_copy(update={"run": tmp_path / "whole"})
     collect(distill(whole))
@@ -157,6 +172,63 @@ def test_a_resumed_run_remembers_what_fits(job, monkeypatch):
     monkeypatch.setattr(Objective, "forward", lambda self, x, *rest: sizes.append(len(x)) or forward(self, x, *rest))
     collect(resume(ResumeJob(run=job.run)))
     assert set(sizes[1:]) == {2}  # after the rehearsal
+
+
+def with_batch_norm(job, run, **distillation):
+    """Return a run of a student with the default norm, which is given as a file."""
+    spec = weights.read_spec(Path(job.student)).model_copy(update={"norm": "batch"})
+    torch.manual_seed(3)
+    student = job.run.parent / "student.safetensors"
+    weights.save(student, Segmenter(spec), card={})
+    terms = job.distillation.model_copy(update=distillation)
+    return job.model_copy(update={"run": run, "student": str(student), "distillation": terms})
+
+
+def objective_at(job, step):
+    """Run until a step is taken, close it there, and return what the checkpoint holds of student and terms."""
+    collect(distill(job), kill_at=step)
+    return torch.load(RunFolder(job.run).checkpoint, weights_only=True)["objective"]
+
+
+def assert_same_state(first, second):
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_the_rehearsal_leaves_no_trace(job, tmp_path):
+    """What is measured and kept before the first step is the student as it was given, statistics included."""
+    batch = with_batch_norm(job, tmp_path / "batch", calibrate=0.5)
+    task = distill(batch)
+    while not isinstance(next(task), Step):
+        pass
+    kept = torch.load(RunFolder(batch.run).checkpoint, weights_only=True)["objective"]
+    given = {f"student.{name}": value for name, value in weights.load(Path(batch.student)).state_dict().items()}
+    assert_same_state({name: kept[name] for name in given}, given)
+    assert kept["calibration.steps"] == 0
+
+
+def test_an_attempt_that_ran_out_of_memory_leaves_no_trace(job, tmp_path, monkeypatch):
+    """Two patches at once from the start, or since a failed attempt with its second part: the same, bit for bit."""
+    parts = with_batch_norm(job, tmp_path / "parts", calibrate=0.5)
+    parts = parts.model_copy(update={"training": parts.training.model_copy(update={"batch_size": 8, "accumulate": 4})})
+    failing = parts.model_copy(update={"run": tmp_path / "failing"})
+    failing = failing.model_copy(update={"training": failing.training.model_copy(update={"accumulate": 2})})
+    expected = objective_at(parts, 2)
+    hungry_at_call(monkeypatch, 3)  # rehearsal, first part, second part
+    assert_same_state(objective_at(failing, 2), expected)
+
+
+def test_a_run_that_is_paused_when_memory_ran_out_keeps_the_step_before(job, tmp_path, monkeypatch):
+    whole, paused = (with_batch_norm(job, tmp_path / name, calibrate=0.5) for name in ("whole", "paused"))
+    expected = objective_at(whole, 2)
+    hungry_at_call(monkeypatch, 4)  # rehearsal, two steps, the third one
+    task = distill(paused)
+    while "The memory ran out" not in getattr(next(task), "text", ""):
+        pass
+    task.close()
+    kept = torch.load(RunFolder(paused.run).checkpoint, weights_only=True)
+    assert (kept["step"], kept["fits"]) == (2, 2)
+    assert_same_state(kept["objective"], expected)
 
 
 def test_a_single_patch_that_does_not_fit_ends_the_run(job, monkeypatch):

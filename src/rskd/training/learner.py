@@ -93,10 +93,15 @@ class Learner:
         self._module, self._stepper = self.fabric.setup(self.objective, self.optimizer)
 
     def _rehearse(self, part: Batch) -> Losses:
-        with drawn_from(self.options.seed, 0, self.fabric), self.fabric.autocast():
-            losses = self.objective(*self._on_device(part))
-            torch.autograd.backward(self.objective.total(losses))
-        return {name: loss.item() for name, loss in losses.items()}
+        """Return the losses of a part, and leave the gradients behind, but no trace in the statistics of batch norm."""
+        self._buffers.keep()
+        try:
+            with drawn_from(self.options.seed, 0, self.fabric), self.fabric.autocast():
+                losses = self.objective(*self._on_device(part))
+                torch.autograd.backward(self.objective.total(losses))
+            return {name: loss.item() for name, loss in losses.items()}
+        finally:
+            self._buffers.put_back()
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         return batch.images.to(self.fabric.device), batch.targets.to(self.fabric.device), batch.views
@@ -153,13 +158,17 @@ class Learner:
         return self.fabric.strategy.precision
 
     def _gradients(self, batch: Batch, step: int, ramp: float) -> Task[Losses]:
-        """Compute the gradients of a batch, in smaller parts where the memory does not suffice."""
+        """Compute the gradients of a batch, in smaller parts where the memory does not suffice.
+
+        An attempt that failed leaves no trace, neither in the statistics of batch norm nor in the calibration.
+        """
         while True:
             try:
                 return self._accumulate(batch, step, ramp)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                self._buffers.put_back()
                 if self.fabric.world_size > 1:  # the others wait for the gradient of the whole share
                     raise ResourceError(
                         f"The memory of process {self.fabric.global_rank} ran out at step {step + 1}: resume the run, "
