@@ -181,6 +181,12 @@ def test_the_rate_never_leaves_its_range():
         assert max(rates) > 0.9
 
 
+def test_the_rate_beyond_the_last_step_is_zero():
+    """A probe takes five steps, however short the run."""
+    assert [learning_rate(step, 2, highest=1.0, warmup=1.0) for step in range(5)] == [0.5, 1, 0, 0, 0]
+    assert [learning_rate(step, 2, highest=1.0, warmup=0.0) for step in range(5)] == pytest.approx([1, 0.5, 0, 0, 0])
+
+
 def test_a_stop_during_a_validation_is_heard(job):
     task, command, epochs, stopped = distill(job), None, 0, None
     while stopped is None:

@@ -8,6 +8,8 @@ import math
 def learning_rate(step: int, steps: int, *, highest: float, warmup: float) -> float:
     """Return the rate of a step (from 0): linear warm-up over a share of the steps, then half a cosine down to zero.
 
+    After the last step it is 0.
+
     Examples
     --------
     >>> [round(learning_rate(step, 8, highest=1.0, warmup=0.5), 3) for step in range(8)]
@@ -16,6 +18,8 @@ def learning_rate(step: int, steps: int, *, highest: float, warmup: float) -> fl
     warm = round(warmup * steps)
     if step < warm:
         return highest * (step + 1) / warm
+    if step >= steps:
+        return 0.0
     return highest * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
