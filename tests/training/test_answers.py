@@ -11,7 +11,7 @@ from rskd.config import CacheOptions, DataOptions, DistillOptions, TrainOptions
 from rskd.distillation import cache as cache_module
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ResourceError
-from rskd.events import Message, Step
+from rskd.events import Epoch, Message, Step
 from rskd.jobs import DistillJob, ResumeJob
 from rskd.models import weights
 from rskd.models.presets import fresh_spec
@@ -156,6 +156,28 @@ def test_a_cache_that_fails_in_mid_run_is_given_up_with_a_sentence(job, monkeypa
     events = collect(distill(job))
     assert sum("can no longer be kept on disk: gone. The teacher is asked" in text for text in sentences(events)) == 1
     assert len(losses(events)) == 8
+    assert not RunFolder(job.run).cache.exists()
+
+
+def test_a_cache_that_failed_is_deleted_when_it_is_given_up(job, monkeypatch):
+    def refuse(cache, said, numbers):
+        cache.trouble = "The teacher's answers can no longer be kept on disk: gone."
+        return False
+
+    monkeypatch.setattr(cache_module.TeacherCache, "_keep", refuse)
+    collect(distill(job), kill_at=5)  # it was given up after the validation behind step 4
+    assert not RunFolder(job.run).cache.exists()
+
+
+def test_a_run_that_was_killed_when_all_but_finished_leaves_no_answers(job):
+    """Between its last checkpoint and the deletion: resumed, nothing is left to do but that."""
+    task = distill(job)
+    while not (isinstance(event := next(task), Epoch) and event.epoch == 2):
+        pass
+    task.close()
+    assert RunFolder(job.run).cache.exists()
+    assert losses(collect(resume(ResumeJob(run=job.run)))) == []
+    assert not RunFolder(job.run).cache.exists()
 
 
 def test_endless_views_cannot_be_kept(job):

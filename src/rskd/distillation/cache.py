@@ -111,11 +111,6 @@ class TeacherCache:
                 file.write(bytes(self._sums.itemsize))
         return len(damaged)
 
-    def remove(self) -> None:
-        """Delete the answers; nothing can be asked afterwards."""
-        del self._records, self._sums  # an open map cannot be deleted on Windows
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def cache_size(example: Features, views: int) -> int:
     """Return how many bytes the answers on a pool of views take.

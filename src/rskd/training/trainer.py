@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -50,7 +51,8 @@ class Trainer:
     planes, held_out
         Planes to train on and to validate with.
     origin
-        What must be the same when the run is resumed: names of the cases on both sides, hash of the teacher.
+        What must be the same when the run is resumed: hashes of the names of the cases on both sides and of the
+        teacher.
     case_ids
         What a record calls each case that is validated with, by its name.
     fabric
@@ -263,18 +265,20 @@ class Trainer:
 
     def _doubt_answers(self) -> Task[None]:
         """Go on without the cache of the teacher's answers if the disk refuses it."""
-        cache = self.learner.objective.cache
-        if cache is not None and cache.trouble is not None:
-            yield from self._say(Message(f"{cache.trouble} The teacher is asked in every step.", warning=True))
-            self.learner.objective.cache = None
+        trouble = getattr(self.learner.objective.cache, "trouble", None)
+        if trouble is not None:
+            yield from self._say(Message(f"{trouble} The teacher is asked in every step.", warning=True))
+            self._delete_answers()
 
     def _forget_answers(self) -> None:
-        """Delete what the teacher said: the run is finished."""
-        cache, self.learner.objective.cache = self.learner.objective.cache, None
-        if cache is not None:
-            self.fabric.barrier()
-            if self.fabric.is_global_zero:
-                cache.remove()
+        """Delete what the teacher said: the run is finished, in this life or in an earlier one."""
+        self.fabric.barrier()
+        self._delete_answers()
+
+    def _delete_answers(self) -> None:
+        self.learner.objective.cache = None  # an open map cannot be deleted on Windows
+        if self.fabric.is_global_zero:
+            shutil.rmtree(self.folder.cache, ignore_errors=True)
 
     # ---------------------------------------------------------------------------------------------------- telling it
 
@@ -341,8 +345,8 @@ class Trainer:
             found = {name: state[name] for name in _STATE}
         except Exception as error:
             raise FileError(f"The checkpoint in {self.folder.path} does not fit its job: {error}.") from error
-        for what, names in self.origin.items():
-            if names != found["origin"][what]:
+        for what, hashes in self.origin.items():
+            if hashes != found["origin"][what]:
                 raise DataError(f"This run cannot go on: {_CHANGED[what]} since it began; put back what was there.")
         for name, value in found.items():
             setattr(self, name, value)
