@@ -286,7 +286,8 @@ class TrainOptions(Config):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """Patches per step, over all processes together."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Parts in which the batch is worked through, one after the other: less memory, the same step."""
+    """Parts in which the batch is worked through, one after the other: less memory, and nearly the same step; exactly
+    the same with group norm and losses of every image by itself."""
     patch: Annotated[int | None, Field(ge=16, le=4096)] = None
     """Side of a training patch in pixels; None = the model's image size."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3

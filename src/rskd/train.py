@@ -7,6 +7,7 @@ weights, bit for bit, as one that was left alone (same machine, CPU, same number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -165,7 +166,7 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
         raise DataError("No training image has a mask: choose a folder of masks, or set the weight of the task to 0.")
     if teacher is not None:
         teacher.to(fabric.device)
-    origin = {"training": [case.name for case in training], "validation": [case.name for case in validation]}
+    origin = {"training": _fingerprints(training), "validation": _fingerprints(validation)}
     if isinstance(job, DistillJob):
         origin["teacher"] = [weights.sha256(job.teacher)]
     ids = {case.name: case_id(case) for case in validation}
@@ -177,6 +178,11 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
             folder.append(message)
             yield message
     return trainer
+
+
+def _fingerprints(cases: Sequence[Case]) -> list[str]:
+    """Return the SHA-256 of the names of cases: enough to tell whether they are the same, and nobody's name."""
+    return [sha256(case.name.encode()).hexdigest() for case in cases]
 
 
 def _load(cases: Sequence[Case], spec: ModelSpec, *, skip: bool) -> Task[list[Slice]]:
