@@ -14,7 +14,7 @@ import torch
 
 from rskd import batch as batch_module
 from rskd.batch import batch, recipe_of, segment_item
-from rskd.errors import FileError
+from rskd.errors import FileError, ParameterError
 from rskd.events import Command, Message, Progress, drain
 from rskd.folder import find_items
 from rskd.io import read_labels, read_scan, write_image
@@ -270,6 +270,22 @@ def test_names(tmp_path: Path) -> None:
     shutil.rmtree(root / "mixed")
     assert [item.target for item in find_items(dicom_files.series(tmp_path / "series"))] == ["series"]
     assert [item.name for item in find_items(root, pattern="*.gz")] == ["scan.1.nii.gz"]
+
+
+def test_the_originals_are_never_replaced(small: Path, network: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    (tmp_path / "link").symlink_to(small)
+    for images, output in ((small, small), (small, tmp_path / "link"), (small, tmp_path), (small, small / "c")):
+        with pytest.raises(ParameterError, match="holds images that are no results: choose an empty folder"):
+            drain(batch(BatchJob(model=network, images=images, output=output)))
+    assert {name: time for name, time in contents(tmp_path).items() if not name.startswith("link")} == before
+    inside = BatchJob(model=network, images=small, output=small / "results")
+    assert [drain(batch(inside)).value["done"] for _ in range(2)] == [3, 0]
+    write_one(small / "results.png", 5)
+    assert drain(batch(inside)).value["done"] == 1
+    item = find_items(small, without=inside.output)[0]
+    record = drain(segment_item(inside.model_copy(update={"output": small}), item, "", Networks()))
+    assert "is the image itself" in record.error
 
 
 def test_folders_that_are_none(tmp_path: Path, network: Path) -> None:

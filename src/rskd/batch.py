@@ -20,7 +20,7 @@ import numpy as np
 
 from rskd.errors import FileError, ParameterError, RskdError
 from rskd.events import Command, Event, Message, Progress, Task, retold
-from rskd.folder import Item, find_items, split_name
+from rskd.folder import Item, find_items, holds_images, split_name
 from rskd.io import read_scan, read_scans
 from rskd.io.files import write_atomically
 from rskd.jobs import BatchJob, Outcome
@@ -90,9 +90,12 @@ def batch(job: BatchJob, networks: Networks | None = None) -> Task[Outcome]:
     ------
     FileError
         If there is no such folder, no image in it, or no weight file.
+    ParameterError
+        If results could replace images.
     """
     items = find_items(job.images, without=job.output, pattern=job.pattern)
     recipe = recipe_of(job)
+    _check_output(job)
     networks = networks or Networks()
     records = {item: record for item in items if (record := _finished(job, item, recipe)) is not None}
     skipped = len(records)
@@ -175,6 +178,18 @@ def recipe_of(job: BatchJob) -> str:
         fields["options"].pop(name, None)
     fields["model"], *fields["compare_with"] = map(_digest_of_weights, _weight_files(job))
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _check_output(job: BatchJob) -> None:
+    """Refuse a folder of images that no batch made, and mark it as one of results."""
+    records = job.output / _RECORDS
+    same = job.output.exists() and job.output.samefile(job.images)
+    if same or (not records.is_dir() and holds_images(job.output)):
+        raise ParameterError(f"{job.output} holds images that are no results: choose an empty folder for these.")
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{job.output} cannot be written to: {error.strerror}.") from error
 
 
 def _weight_files(job: BatchJob) -> list[Path]:

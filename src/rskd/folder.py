@@ -67,6 +67,11 @@ def find_items(folder: Path, *, without: Path | None = None, pattern: str = "*")
     return sorted(items, key=lambda item: item.name)
 
 
+def holds_images(folder: Path) -> bool:
+    """Return whether there is any image in a folder or in those inside of it, or it is one itself."""
+    return folder.is_dir() and (is_ome_zarr(folder) or next(_items(folder, folder, None), None) is not None)
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Return the name of an image file without its ending, and the ending in small letters; empty = none is known.
 

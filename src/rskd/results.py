@@ -14,7 +14,7 @@ from rskd.clean_up import check_names, clean_up, counts_voxels
 from rskd.errors import ModelError
 from rskd.events import Message, Task
 from rskd.folder import split_name
-from rskd.io import write_image, write_labels
+from rskd.io import keep_image, write_image, write_labels
 from rskd.jobs import Segmenting
 from rskd.measure import Measurement, columns, measure, write_table
 from rskd.models.exported import OnnxSegmenter
@@ -109,16 +109,23 @@ def write_results(output: Path, results: Results, names: Sequence[str]) -> list[
         What was found.
     names
         Names of the labels 1, 2 …
+
+    Raises
+    ------
+    ParameterError, FileError
+        As `rskd.io.write_labels`; nothing is written if a file would replace the image.
     """
+    maps = {companion(output, name): values for name, values in results.maps.items()}
+    for path in maps:
+        keep_image(path, results.labels)
     write_labels(output, results.labels.data, results.labels, names=names)
-    written = [output]
-    for name, values in results.maps.items():
-        written.append(companion(output, name))
-        write_image(written[-1], values)
-    if results.measurements:
-        written.append(companion(output, "measurements", ".csv"))
-        write_table(written[-1], columns(results.measurements))
-    return written
+    for path, values in maps.items():
+        write_image(path, values)
+    if not results.measurements:
+        return [output, *maps]
+    table = companion(output, "measurements", ".csv")
+    write_table(table, columns(results.measurements))
+    return [output, *maps, table]
 
 
 def companion(output: Path, what: str, ending: str = "") -> Path:

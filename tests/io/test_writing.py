@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rskd.errors import DataError, FileError, ParameterError
-from rskd.io import read_scan, write_image, write_labels
+from rskd.io import check_place, read_scan, write_image, write_labels
 from rskd.io.files import replacing
 from rskd.scan import Scan
 
@@ -75,3 +75,26 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_folders_are_made(tmp_path: Path) -> None:
     write_image(tmp_path / "new" / "folder" / "a.npy", SCAN)
     assert read_scan(tmp_path / "new" / "folder" / "a.npy").axes == "yxc"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nii.gz", "a.nrrd", "a.mha", "a.npy", "link.tif"])
+def test_labels_never_replace_their_image(tmp_path: Path, name: str) -> None:
+    image = tmp_path / name.replace("link", "a")
+    write_image(image, Scan(np.arange(24, dtype=np.uint8).reshape(4, 6), "yx"))
+    (tmp_path / "link.tif").symlink_to(tmp_path / "a.tif")
+    before, scan = image.read_bytes(), read_scan(image)
+    for refuse in (check_place, lambda path, scan: write_labels(path, np.zeros(scan.data.shape, int), scan)):
+        with pytest.raises(ParameterError, match=r"is the image itself: choose another name"):
+            refuse(tmp_path / "." / name, scan)
+    assert image.read_bytes() == before
+    check_place(tmp_path / "b.tif", scan)
+
+
+def test_labels_replace_no_folder_that_their_image_lies_in(tmp_path: Path) -> None:
+    image = tmp_path / "plate.zarr" / "0.zarr"
+    write_image(image, Scan(np.ones((4, 6), np.uint8), "yx"))
+    (tmp_path / "plate.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    scan = read_scan(image)
+    for refuse in (check_place, lambda path, scan: write_labels(path, np.zeros((4, 6), int), scan)):
+        with pytest.raises(ParameterError, match=r"plate\.zarr holds the image: choose another name"):
+            refuse(tmp_path / "plate.zarr", scan)

@@ -79,6 +79,8 @@ def write_labels(
     ------
     DataError
         If the labels have another shape than the scan, or are not integers ≥ 0.
+    ParameterError
+        If they would replace the image.
     ParameterError, FileError
         As `write_image`.
 
@@ -108,6 +110,7 @@ def write_labels(
         with quiet():
             ome_zarr.add_labels(image, path.name if path.parent.name == ome_zarr.LABELS else _OWN_LABELS, result)
         return
+    keep_image(path, scan)
 
     def write_seg(file: Path, labels: Scan) -> None:
         dicom_seg.write(file, labels, scan, names=names, keep_identifiers=keep_identifiers)
@@ -129,13 +132,14 @@ def check_place(path: str | Path, scan: Scan) -> None:
     Raises
     ------
     ParameterError
-        If the ending names no format, or one that cannot hold labels of this scan.
+        If the ending names no format, or one that cannot hold labels of this scan, or it is the image itself.
     FileError
         If the system does not let a file be made there.
     """
     path = Path(path)
     if _zarr_image(path, scan) is not None:
         return
+    keep_image(path, scan)
     _writer_for(path, ((_SEG, ome_zarr.write_labels), *_WRITERS))
     if path.name.lower().endswith(".png") and scan.axes.replace("c", "") != "yx":
         raise ParameterError(f"{path.name} holds one picture, the labels have the axes {scan.axes!r}: use .tif.")
@@ -149,6 +153,23 @@ def check_place(path: str | Path, scan: Scan) -> None:
             pass
     except OSError as error:
         raise FileError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
+
+
+def keep_image(path: Path, scan: Scan) -> None:
+    """Refuse a name under which a result would replace the image that it was made from.
+
+    Raises
+    ------
+    ParameterError
+        If the file or folder is the image, or holds it.
+    """
+    for original in (scan.source, *scan.files):
+        if original is None or not (path.exists() and original.exists()):
+            continue
+        if path.samefile(original):
+            raise ParameterError(f"{path.name} is the image itself: choose another name for what is made from it.")
+        if original.resolve().is_relative_to(path.resolve()):
+            raise ParameterError(f"{path.name} holds the image: choose another name for what is made from it.")
 
 
 def _writer_for(path: Path, writers: Sequence[tuple[str, _Writer]]) -> _Writer:
