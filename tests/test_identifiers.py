@@ -74,7 +74,7 @@ def test_jobs_do_not_repeat_the_name(
     said = [told(run(job)) for job in jobs(scans)]
     assert "damaged.dcm begins like a DICOM file" in said[-1]
     written = {path.name for path in (scans / "out").iterdir()}
-    assert written == {"a.nii.gz", "a.dcm", "a.zarr", "ranks", "bands", "table.csv"}
+    assert written == {"a.nii.gz", "a.dcm", "a.zarr", "a_recipe.json", "ranks", "bands", "table.csv"}
     assert labels.leaks(scans / "out") == []
     said += [caplog.text, *capfd.readouterr()]
     assert labels.NAME.lower() not in "".join(said).lower()

@@ -73,11 +73,11 @@ class FakeMsvcrt:
 
 def test_the_lock_of_windows_is_asked_for_without_waiting(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "msvcrt", FakeMsvcrt())
-    monkeypatch.setattr(runs.sys, "platform", "win32")
+    monkeypatch.setattr(files.sys, "platform", "win32")
     with (tmp_path / "lock").open("ab") as mine, (tmp_path / "lock").open("ab") as other:
-        runs._lock(mine)
+        files._lock(mine)
         with pytest.raises(OSError, match="Permission denied"):
-            runs._lock(other)
+            files._lock(other)
 
 
 def test_the_lock_of_this_system_is_opened_when_its_holder_ends(tmp_path):
