@@ -163,6 +163,19 @@ def test_a_volume_is_measured_in_its_own_unit() -> None:
         assert row["surface_dice"]["organ"] == (distance <= 1)
 
 
+@pytest.mark.parametrize(("axes", "shape"), [("zyx", (1, 30, 40)), ("xyz", (40, 30, 1)), ("tzyx", (1, 1, 30, 40))])
+def test_a_slice_that_is_stored_as_a_volume_has_the_borders_of_a_slice(axes: str, shape: tuple[int, ...]) -> None:
+    found, truth = np.zeros((2, 1, 30, 40), np.int64)
+    found[0, 5:15, 5:25], truth[0, 9:19, 5:25] = 1, 1
+    flat = compare(found, case(truth), volume("yx", (30, 40), spacing=(2.0, 0.5), units="mm"), ["organ"], SURFACE)
+    spacing = {"z": 7.0, "y": 2.0, "x": 0.5}
+    known = tuple(spacing[axis] for axis in axes if axis in spacing)
+    row = compare(found, case(truth), volume(axes, shape, spacing=known, units="mm"), ["organ"], SURFACE)
+    assert row == flat
+    assert row["hd95"]["organ"] == 8  # four pixels of 2 mm
+    assert row["surface_dice"]["organ"] < 1
+
+
 def test_planes_of_a_time_series_are_not_neighbours() -> None:
     truth = np.zeros((2, 5, 6), np.int64)
     truth[:, 2, 2] = 1

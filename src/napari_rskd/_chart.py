@@ -78,6 +78,8 @@ class Chart(QWidget):
         """Take in a `Step`, an `Epoch` or how good the teacher is; other events are passed over."""
         match event:
             case Step(step=step, losses=losses):
+                if step <= self._step:
+                    self._go_back(step)
                 self._step = step
                 for term, value in losses.items():
                     self.losses.setdefault(term, []).append((step, value))
@@ -93,6 +95,14 @@ class Chart(QWidget):
         self._finished = False
         self.show()
         self._mark()
+
+    def _go_back(self, step: int) -> None:
+        """Forget what came after an earlier state that a run went back to: it happens again."""
+        for points in self.losses.values():
+            points[:] = [point for point in points if point[0] < step]
+        self.dice[:] = [point for point in self.dice if point[0] < step]
+        if self.best is not None and self.best[0] >= step:
+            self.best = max(self.dice, key=lambda point: point[1], default=None)
 
     def finish(self) -> None:
         """Draw what is left, then rest."""

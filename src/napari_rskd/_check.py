@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_rskd._job import Order, Work
@@ -31,8 +29,6 @@ class DataCheck(QWidget):
     describe
         Returns a function that puts the data into a folder and returns the job; it is called in the worker thread.
     """
-
-    finished = Signal()
 
     def __init__(self, describe: Callable[[], Callable[[Path], PreflightJob]]) -> None:
         super().__init__()
@@ -60,21 +56,21 @@ class DataCheck(QWidget):
             self.work.cancel()
             self.button.setText("Cancelling…")
             return
-        place = Path(tempfile.mkdtemp(prefix="rskd-check-"))
         try:
             describe = self._describe()
         except RskdError as error:
-            self._say(findings_words([{"kind": "problem", "text": str(error)}]))
+            self._show_error(error)
             return
+        place = TemporaryDirectory(prefix="rskd-check-", ignore_cleanup_errors=True)  # for copies of open layers
 
         def order() -> Order:
-            return describe(place), {}
+            return describe(Path(place.name)), {}
 
-        work = self.work = Work(order, title="Checking the data", private=True)
+        work = self.work = Work(order, title="Checking the data", private=True, release=place.cleanup)
         work.happened.connect(self._show_event)
         work.returned.connect(self._show_result)
-        work.failed.connect(lambda error: self._say(findings_words([{"kind": "problem", "text": str(error)}])))
-        work.ended.connect(lambda: self._ended(place))
+        work.failed.connect(self._show_error)
+        work.ended.connect(self._ended)
         self.destroyed.connect(work.cancel)
         self.button.setText("Cancel the check")
         self._say("Checking…")
@@ -87,13 +83,14 @@ class DataCheck(QWidget):
     def _show_result(self, outcome: Outcome) -> None:
         self._say(findings_words(outcome.value["findings"]))
 
-    def _ended(self, place: Path) -> None:
-        shutil.rmtree(place, ignore_errors=True)
+    def _show_error(self, error: RskdError) -> None:
+        self._say(findings_words([{"kind": "problem", "text": str(error)}]))
+
+    def _ended(self) -> None:
         work, self.work = self.work, None
         if work is not None and work.outcome is None and work.error is None:
             self.words.hide()
         self.button.setText(VERB)
-        self.finished.emit()
 
     def _say(self, words: str) -> None:
         self.words.setText(words)

@@ -155,12 +155,16 @@ class FolderField(QWidget):
     """A line for a folder with a button that looks for it."""
 
     changed = Signal()
+    """At every letter."""
+    settled = Signal()
+    """When a folder was typed to its end, or chosen."""
 
     def __init__(self, question: str, *, placeholder: str = "") -> None:
         super().__init__()
         self._question = question
         self.line = QLineEdit(placeholderText=placeholder)
         self.line.textChanged.connect(self._changed)
+        self.line.editingFinished.connect(self.settled)
         browse = QPushButton("…", toolTip=question)
         browse.setFixedWidth(32)
         browse.clicked.connect(self._browse)
@@ -178,6 +182,7 @@ class FolderField(QWidget):
         """Show a folder."""
         self.line.setText(str(path))
         self.line.setCursorPosition(0)
+        self.settled.emit()
 
     def _changed(self) -> None:
         self.line.setToolTip(self.line.text())

@@ -40,8 +40,9 @@ class Forecast:
                 self._seconds.append(seconds)
                 self._steps_left = steps - step
                 self._round += seconds
-            case Epoch(seconds=seconds):
+            case Epoch(epoch=epoch, seconds=seconds):
                 self._checks.append(max(0.0, seconds - self._round))
+                self._epochs = [earlier for earlier in self._epochs if earlier.epoch < epoch]  # a run may go back
                 self._epochs.append(event)
                 self._round = 0.0
 

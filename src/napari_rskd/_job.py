@@ -105,6 +105,10 @@ shut_down = _SHARED.shut_down
 atexit.register(shut_down)
 
 
+def _nothing() -> None:
+    """Do nothing: there is nothing to release."""
+
+
 class Work(QObject):
     """One job on its way.
 
@@ -116,6 +120,8 @@ class Work(QObject):
         What is done, for people: it is shown in the activity dock.
     private
         Give the job an engine process of its own, which ends with it.
+    release
+        Called in the worker thread when the job is over, however it ended; it may remove what `prepare` wrote.
     """
 
     happened = Signal(object)
@@ -127,7 +133,9 @@ class Work(QObject):
     ended = Signal()
     """Always, and last."""
 
-    def __init__(self, prepare: Callable[[], Order], *, title: str, private: bool = False) -> None:
+    def __init__(
+        self, prepare: Callable[[], Order], *, title: str, private: bool = False, release: Callable[[], None] = _nothing
+    ) -> None:
         super().__init__()
         self.title = title
         self.running = False
@@ -137,6 +145,7 @@ class Work(QObject):
         self._orders = _Orders()
         self._prepare = prepare
         self._private = private
+        self._release = release
         self._bar: progress | None = None
         self._drawn = 0.0
 
@@ -152,6 +161,7 @@ class Work(QObject):
             self._orders,
             self._prepare,
             self._private,
+            self._release,
             _worker_class=_Worker,
             _ignore_errors=True,
             _start_thread=False,
@@ -231,7 +241,9 @@ def _share_done(event: Event) -> tuple[int, int] | None:
             return None
 
 
-def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Generator[Event, None, Outcome | None]:
+def _pump(
+    orders: _Orders, prepare: Callable[[], Order], private: bool, release: Callable[[], None]
+) -> Generator[Event, None, Outcome | None]:
     """Yield the events of a job; raises nothing but `RskdError`."""
     engine: Engine | None = None
     try:
@@ -248,6 +260,7 @@ def _pump(orders: _Orders, prepare: Callable[[], Order], private: bool) -> Gener
     finally:
         if private and engine is not None:
             engine.stop()
+        release()
 
 
 def _in_words(error: Exception) -> RskdError:

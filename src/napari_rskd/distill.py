@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from napari_rskd._data_pages import DataPages
 from napari_rskd._fields import FolderField, ModelBox, NarrowBox
 from napari_rskd._forecast import Forecast, left_words
 from napari_rskd._form import Form, Section
-from napari_rskd._interrupted import Interrupted, Offer
 from napari_rskd._job import Order, Work
 from napari_rskd._panel import Panel, text
 from napari_rskd._session import Model, follow_session, fresh_models, session_of
+from napari_rskd._unfinished import Offer, Unfinished
 from rskd.config import DistillOptions, TrainOptions
 from rskd.errors import ParameterError, RskdError
 from rskd.events import Epoch, Event, Reference, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
-from rskd.runs import SET_ASIDE, RunFolder
+from rskd.runs import RunFolder
 
 RECIPES = {
     "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4),
@@ -103,9 +104,11 @@ class DistillWidget(Panel):
         self.teacher.chosen.connect(self._choose_teacher)
         self.student.chosen.connect(self.refresh)
         self.data.changed.connect(self.refresh)
-        self.run.changed.connect(self._look_for_runs)
+        self.run.changed.connect(self.refresh)
+        self.run.settled.connect(self._look_for_runs)
         self.offer.accepted.connect(self._go_on)
-        for changed in (self.data.changed, self.training.changed, self.objective.changed, self.teacher.chosen):
+        chosen = (self.teacher.chosen, self.student.chosen, self.recipe.currentIndexChanged)
+        for changed in (self.data.changed, self.training.changed, self.objective.changed, *chosen):
             changed.connect(self.check.clear)
         self.stop.clicked.connect(self._stop)
         self.pause.clicked.connect(self._pause)
@@ -201,7 +204,7 @@ class DistillWidget(Panel):
         self.offer.look(None if running else self.run.path())
         self.refresh()
 
-    def _go_on(self, found: Interrupted) -> None:
+    def _go_on(self, found: Unfinished) -> None:
         """Resume a run, with the curves that it has so far."""
         work = self._distilling(lambda: (ResumeJob(run=found.path), {}), found.path)
         work.history.extend(RunFolder(found.path).events())
@@ -275,8 +278,10 @@ class DistillWidget(Panel):
         """After a pause the run is offered; after a cancel it is not, but its folder stays."""
         if self._pausing:
             self.say("Paused. Go on whenever you like, also after napari was closed.")
-        elif self.session.run is not None and self.session.run.is_dir():
-            (self.session.run / SET_ASIDE).touch()
+            return
+        with suppress(RskdError, OSError):  # it may have been cancelled before there was a run
+            if self.session.run is not None:
+                RunFolder(self.session.run).leave()
 
     # ------------------------------------------------------------------------------------------- when it is done
 

@@ -135,7 +135,9 @@ def compare(
     region = np.ones(arrays.mask.shape, bool) if arrays.region is None else arrays.region
     volumes = zip(*(_volumes(planes, scan) for planes in (labels, arrays.mask, region)), strict=True)
     scores = [
-        surface_scores(found, true, classes, spacing=size.spacing, tolerance=options.tolerance, region=counts)
+        surface_scores(
+            found, true, classes, spacing=size.spacing[-found.ndim :], tolerance=options.tolerance, region=counts
+        )
         for found, true, counts in volumes
     ]
     row["hd95"] = _named(names, _mean_over_time([score.hd95 for score in scores]))
@@ -145,11 +147,14 @@ def compare(
 
 
 def _volumes(planes: NDArray[Any], scan: Scan) -> NDArray[Any]:
-    """Return planes (S, H, W) as the images or volumes of all time points, T [Z] H W."""
-    stack = [axis for axis in scan.axes if axis not in "cyx"]
-    sizes = [scan.data.shape[scan.axes.index(axis)] for axis in stack]
-    stacked = planes.reshape(*sizes, *planes.shape[1:])
-    return np.moveaxis(stacked, stack.index("t"), 0) if "t" in stack else stacked[None]
+    """Return planes (S, H, W) as the images or volumes of all time points, T [Z] H W.
+
+    A single slice that is stored as a volume is an image: as a volume every voxel of it would be border.
+    """
+    sizes = {axis: scan.data.shape[scan.axes.index(axis)] for axis in scan.axes if axis not in "cyx"}
+    stacked = planes.reshape(*sizes.values(), *planes.shape[1:])
+    stacked = np.moveaxis(stacked, [*sizes].index("t"), 0) if "t" in sizes else stacked[None]
+    return stacked.squeeze(1) if sizes.get("z") == 1 else stacked
 
 
 def _mean_over_time(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from rskd.config import TrainOptions
 from rskd.errors import FileError, ParameterError
-from rskd.events import Event, Step, from_json, to_json
+from rskd.events import Epoch, Event, Message, Step, from_json, to_json
 from rskd.io.files import PARTIAL, locked, write_atomically
 from rskd.jobs import JOB, DistillJob, TrainJob
 
+STOPPED = "Stopped after"
+"""How the message begins with which a run says that it was ended on purpose."""
+_EPOCH = json.dumps("epoch") + ","  # in the line of an epoch, as its kind; other lines that have it do no harm
+_TAIL = 50
+"""Lines at the end of the log among which the last step is."""
 SET_ASIDE = "set-aside"
 """A file that says that nobody wants to go on with a run."""
 _BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands."""
+
+    step: int
+    """Steps taken."""
+    steps: int
+    """How many there were to be."""
+    dice: float | None
+    """Of the best round so far."""
+    finished: bool
+    """Whether nothing is left to do."""
+    stopped: bool
+    """Whether it was ended on purpose, with the best kept."""
+
+
+def has_ended(options: TrainOptions, epochs: Sequence[Epoch]) -> bool:
+    """Return whether a run has come to its end: all rounds, or no better one for as long as it had patience.
+
+    Examples
+    --------
+    >>> rounds = [Epoch(1, 9, {}, 0.5, best=True), Epoch(2, 9, {}, 0.4), Epoch(3, 9, {}, 0.4)]
+    >>> has_ended(TrainOptions(epochs=9, patience=2), rounds), has_ended(TrainOptions(epochs=9), rounds)
+    (True, False)
+    """
+    best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
+    impatient = options.patience is not None and len(epochs) - best >= options.patience
+    return len(epochs) >= options.epochs or impatient
 
 
 class RunFolder:
@@ -129,13 +166,23 @@ class RunFolder:
 
     def events(self) -> Iterator[Event]:
         """Yield the events so far; a last line that was cut off by a crash is left out."""
-        if not self.log.exists():
-            return
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
-                yield from_json(json.loads(line))
-            except (json.JSONDecodeError, TypeError, KeyError):
-                return
+        if self.log.exists():
+            yield from _parsed(self.log.read_text(encoding="utf-8").splitlines())
+
+    def standing(self) -> Standing:
+        """Return where the run stands; of the log only the rounds and its end are read, for it may be long."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        epochs = [event for event in _parsed(line for line in lines if _EPOCH in line) if isinstance(event, Epoch)]
+        last = list(_parsed(lines[-_TAIL:]))
+        step = max((event.step for event in last if isinstance(event, Step)), default=0)
+        options = self.job().training
+        return Standing(
+            step=step,
+            steps=options.epochs * options.steps_per_epoch,
+            dice=max((epoch.dice for epoch in epochs if epoch.best), default=None),
+            finished=has_ended(options, epochs),
+            stopped=bool(last) and isinstance(last[-1], Message) and last[-1].text.startswith(STOPPED),
+        )
 
     def rewind(self, step: int, epoch: int) -> None:
         """Forget the events after `step` and `epoch`: they will happen again."""
@@ -161,6 +208,14 @@ def _moved(job: TrainJob | DistillJob, folder: Path) -> TrainJob | DistillJob:
     inside = {name: path for name, path in paths.items() if path is not None and path.is_relative_to(job.run)}
     data = {name: folder / path.relative_to(job.run) for name, path in inside.items()}
     return job.model_copy(update={"run": folder, "data": job.data.model_copy(update=data)})
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[Event]:
+    for line in lines:
+        try:
+            yield from_json(json.loads(line))
+        except (json.JSONDecodeError, TypeError, KeyError):
+            return
 
 
 def _later(event: Event, step: int, epoch: int) -> bool:

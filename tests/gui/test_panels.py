@@ -1,6 +1,7 @@
 """The five panels, driven as a person drives them, over a scripted engine."""
 
 import itertools
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -385,7 +386,7 @@ def test_an_interrupted_run_is_offered_and_goes_on(qtbot, engine, cockpit, tmp_p
 
 def test_what_is_in_use_finished_or_left_is_not_offered(qtbot, cockpit, tmp_path) -> None:
     runs = tmp_path / "runs"
-    interrupted_run(runs, step=20)
+    interrupted_run(runs, step=20).append(Epoch(2, 2, {}, 0.7))
     cockpit._look_for_runs()
     assert not cockpit.offer.isVisible()
     busy = interrupted_run(runs, name="2026-01-03")
@@ -397,6 +398,21 @@ def test_what_is_in_use_finished_or_left_is_not_offered(qtbot, cockpit, tmp_path
     click(qtbot, cockpit.offer.leave)
     assert not cockpit.offer.isVisible()
     assert busy.set_aside
+
+
+def test_a_folder_that_may_not_be_read_offers_nothing(cockpit, tmp_path, monkeypatch) -> None:
+    def refuse(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    cockpit.run.set_path(tmp_path)
+    assert not cockpit.offer.isVisible()
+
+
+def test_a_stopped_run_is_offered_as_what_it_is(cockpit, tmp_path) -> None:
+    interrupted_run(tmp_path / "runs").append(Message("Stopped after step 7 of 20: resume the run to go on."))
+    cockpit._look_for_runs()
+    assert "was stopped after step 7 of 20" in cockpit.offer.words.text()
 
 
 def going_on_for_ever(job: Any, arrays: Any) -> Any:
@@ -424,7 +440,9 @@ def test_a_paused_run_is_offered_at_once_and_a_cancelled_one_is_not(qtbot, engin
     assert RunFolder(folder).set_aside
 
 
-def test_the_data_are_checked_on_a_click(qtbot, engine, cockpit) -> None:
+def test_the_data_are_checked_on_a_click(qtbot, engine, cockpit, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     findings = [{"kind": "fact", "text": "24 images."}, {"kind": "warning", "text": "1 mask < empty."}]
     engine.will_return(({"findings": findings}, {}))
     click(qtbot, cockpit.check.button)
@@ -432,11 +450,34 @@ def test_the_data_are_checked_on_a_click(qtbot, engine, cockpit) -> None:
     qtbot.waitUntil(lambda: cockpit.check.work is None, timeout=SOON)
     ((job, _),) = engine.made[0].jobs
     assert isinstance(job, PreflightJob)
-    assert not job.data.images.exists()
+    assert job.data.images.is_relative_to(tmp_path / "temporary")
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert cockpit.check.words.text() == "<b>!</b> 1 mask &lt; empty.<br>✓ 24 images."
     cockpit.training.set_value(TrainOptions(epochs=3))
     cockpit.training.changed.emit()
     assert not cockpit.check.words.isVisible()
+
+
+@pytest.mark.parametrize("change", ["student", "recipe"])
+def test_what_was_foretold_for_another_run_does_not_stay(qtbot, engine, cockpit, change: str) -> None:
+    engine.will_return(({"findings": [{"kind": "fact", "text": "It will take about 5 min."}]}, {}))
+    click(qtbot, cockpit.check.button)
+    qtbot.waitUntil(lambda: cockpit.check.work is None, timeout=SOON)
+    assert cockpit.check.words.isVisible()
+    if change == "student":
+        cockpit.student.chosen.emit()
+    else:
+        cockpit.recipe.setCurrentIndex(1)
+    assert not cockpit.check.words.isVisible()
+
+
+def test_a_check_that_cannot_start_says_why_and_leaves_nothing(qtbot, engine, cockpit, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(cockpit, "reason", lambda: "Choose a teacher first.")
+    click(qtbot, cockpit.check.button)
+    assert "Choose a teacher first." in cockpit.check.words.text()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_editing_the_training_leaves_the_recipe(cockpit) -> None:

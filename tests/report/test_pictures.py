@@ -120,3 +120,14 @@ def test_student_and_teacher_are_compared(student: float, teacher: float, said: 
         for role, dice in (("student", student), ("teacher", teacher))
     }
     assert said in words.summary(story(), tables, {})[0]
+
+
+def test_names_out_of_a_file_are_words_in_a_report_and_nothing_else() -> None:
+    evil = "<b>organ</b>"
+    scores = {evil: 0.25, "other": 0.5}
+    cases = [{"case": "a1", "dice": scores}, {"case": "b2", "dice": scores}]
+    tables = {"student": {"dice": scores, "cases": cases, "missed": {evil: 1}}}
+    speed = {"student": 0.01, "device": evil}
+    text = " ".join(words.summary(story(epochs=(Epoch(1, 1, {}, 0.4, scores, True),)), tables, speed))
+    assert text.count("&lt;b&gt;organ&lt;/b&gt;") == 3
+    assert "<b>" not in text

@@ -10,7 +10,7 @@ from typing import Any
 from rskd.events import Epoch, Message, Reference, Step
 from rskd.jobs import DistillJob, TrainJob
 from rskd.records import DATA, ENVIRONMENT, METRICS, NETWORKS, read_json, read_lines
-from rskd.runs import RunFolder
+from rskd.runs import RunFolder, has_ended
 
 VALIDATION = "validation.json"
 """Scores of the best network and its teacher on the validation images, in the run folder."""
@@ -69,10 +69,7 @@ class Story:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end: all steps, or no better validation for as long as it had patience."""
-        options = self.job.training
-        waited = len(self.epochs) - (self.best.epoch if self.best else 0)
-        patient = options.patience is None or waited < options.patience
-        return len(self.epochs) >= options.epochs or not patient
+        return has_ended(self.job.training, self.epochs)
 
     @property
     def seconds(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from rskd.report.story import Story
@@ -12,7 +13,7 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 def summary(story: Story, tables: Tables, speed: Mapping[str, Any]) -> list[str]:
-    """Return what came out, one paragraph each.
+    """Return what came out, one paragraph of HTML each.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def _speed(story: Story, speed: Mapping[str, Any]) -> str:
     plane = f"a picture of {shape[1]} × {shape[0]} pixels" if shape else "a picture"
     threads = f", {count(speed['threads'], 'thread')}" if speed.get("threads") else ""
     text = (
-        f"On this computer ({speed['device']}{threads}) it segments {plane} in <strong>"
+        f"On this computer ({escape(speed['device'])}{threads}) it segments {plane} in <strong>"
         f"{_milliseconds(speed['student'])}</strong>"
     )
     if "teacher" not in speed:
@@ -147,7 +148,7 @@ def _weak_points(tables: Tables) -> str:
     texts = []
     if len(scores) > 1:
         weakest = min(scores, key=scores.__getitem__)
-        texts.append(f"The weakest class is {weakest} (Dice {scores[weakest]:.3f}).")
+        texts.append(f"The weakest class is {escape(weakest)} (Dice {scores[weakest]:.3f}).")
     cases = {row["case"]: mean(row["dice"]) for row in table["cases"]}
     known = {case: score for case, score in cases.items() if not math.isnan(score)}
     if len(known) > 1:
@@ -155,7 +156,8 @@ def _weak_points(tables: Tables) -> str:
         texts.append(f"The worst image, {worst}, has a Dice of {known[worst]:.3f}; it is shown first below.")
     for name, number in table.get("missed", {}).items():
         if number:
-            texts.append(f"In {count(number, 'image')} {name} is in the mask or in the segmentation, but not in both.")
+            where = "is in the mask or in the segmentation, but not in both"
+            texts.append(f"In {count(number, 'image')} {escape(name)} {where}.")
     return " ".join(texts)
 
 

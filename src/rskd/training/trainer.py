@@ -23,7 +23,7 @@ from rskd.jobs import DistillJob
 from rskd.models import weights
 from rskd.models.segmenter import Segmenter
 from rskd.records import METRICS, append_lines, case_scores, rewind_scores
-from rskd.runs import RunFolder
+from rskd.runs import STOPPED, RunFolder
 from rskd.training.answers import keep_answers
 from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
 from rskd.training.launch import any_process
@@ -154,7 +154,7 @@ class Trainer:
             self._forget_answers()
             return False
         self._keep()
-        yield from self._say(Message(f"Stopped after step {self.step} of {self.steps}: resume the run to go on."))
+        yield from self._say(Message(f"{STOPPED} step {self.step} of {self.steps}: resume the run to go on."))
         return True
 
     @property
