@@ -2,7 +2,7 @@
 
 import pytest
 
-from napari_rskd._forecast import Forecast, duration_words, left_words
+from napari_rskd._forecast import Forecast, left_words
 from rskd.events import Epoch, Message, Step
 
 
@@ -64,9 +64,3 @@ def test_without_masks_there_is_no_plateau():
 )
 def test_time_is_said_as_people_say_it(left, words):
     assert left_words(left) == words
-
-
-def test_duration_words():
-    assert [duration_words(n) for n in (5, 89, 90, 5399, 5400)] == [
-        "about 5 s", "about 89 s", "about 2 min", "about 90 min", "about 1.5 h",
-    ]  # fmt: skip

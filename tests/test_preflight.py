@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from rskd.config import DataOptions, TrainOptions
+from rskd.config import DataOptions, DistillOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Progress, drain
 from rskd.jobs import PreflightJob
@@ -55,10 +55,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def look(folder, teacher, **data):
+def look(folder, teacher, *, task=1.0, **data):
     places = {"images": folder / "images", "masks": folder / "masks", "validation": ("p03_f1", "p03_f9")}
     options = DataOptions.model_validate(places | data)
-    job = PreflightJob(teacher=teacher, student="rskd-nano", data=options, training=TRAINING)
+    terms = DistillOptions(task=task)
+    job = PreflightJob(teacher=teacher, student="rskd-nano", data=options, training=TRAINING, distillation=terms)
     value = drain(run(job)).value
     said = {"fact": [], "warning": [], "problem": []}
     for finding in value["findings"]:
@@ -80,7 +81,8 @@ def test_sound_data_are_described_in_words_and_cost_time_and_memory(folder, teac
     }  # fmt: skip
     low, median, high = value["seconds"]
     assert 0 < low <= median <= high
-    assert value["memory"] >= 0
+    images = 24 * 32 * 32 * (4 + 8)  # planes of a float and a class number per pixel
+    assert value["memory"] > images
     assert said["fact"][-1].startswith("It will take about")
 
 
@@ -150,11 +152,33 @@ def test_a_broken_image_is_a_problem_and_nothing_is_timed(folder, teacher):
     assert value["seconds"] is None
 
 
-def test_images_without_any_mask_can_be_looked_at(folder, teacher):
-    value, said = look(folder, teacher, masks=None)
+@pytest.mark.parametrize("task", [0.0, 1.0])
+def test_images_without_any_mask_are_a_problem_only_if_masks_are_to_be_learnt(folder, teacher, task):
+    value, said = look(folder, teacher, task=task, masks=None)
     assert any("No image to check with has a mask" in text for text in said["warning"])
     assert value["training"]["labelled"] == 0
+    assert any("set the weight of the task to 0" in text for text in said["problem"]) is bool(task)
+    assert (value["seconds"] is None) is bool(task)
+
+
+def test_masks_on_the_wrong_side_of_the_split_are_a_problem(folder, teacher):
+    for name in ("p01_f1", "p01_f9", "p02_f1", "p02_f9"):
+        (folder / "masks" / f"{name}.nii.gz").unlink()
+    assert look(folder, teacher, unlabelled=True)[1]["problem"]
+
+
+def test_a_broken_image_is_no_problem_where_it_is_left_out(folder, teacher):
+    (folder / "images" / "p02_f9.nii.gz").write_bytes(b"no image")
+    value, said = look(folder, teacher, skip_unreadable=True)
+    assert said["problem"] == []
+    assert any("p02_f9.nii.gz" in text and "left out" in text for text in said["warning"])
     assert value["seconds"] is not None
+
+
+def test_patients_are_told_apart_by_all_images_and_not_by_those_of_one_side(folder, teacher):
+    value, said = look(folder, teacher)
+    assert (value["training"]["patients"], value["validation"]["patients"]) == (2, 1)
+    assert any(text.startswith("To check with: 2 images of 1 patient (8 planes)") for text in said["fact"])
 
 
 def test_no_images_at_all_are_an_error(tmp_path, teacher):

@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 
+from rskd.durations import about, span
 from rskd.events import Epoch, Event, Step
 
 RECENT = 60
@@ -83,26 +84,5 @@ def left_words(left: tuple[float, float, float] | None) -> str:
     if left is None:
         return "working out how long it takes"
     low, median, high = left
-    words = f"{duration_words(median)} left"
-    if median < 90 or high - low < 0.2 * median:
-        return words
-    (first, unit), (last, other) = _amount(low), _amount(high)
-    return f"{words} ({first} to {last} {other})" if unit == other else f"{words} ({first} {unit} to {last} {other})"
-
-
-def duration_words(seconds: float) -> str:
-    """Return a duration as one would say it.
-
-    Examples
-    --------
-    >>> duration_words(42), duration_words(600), duration_words(7300)
-    ('about 42 s', 'about 10 min', 'about 2.0 h')
-    """
-    return f"about {' '.join(_amount(seconds))}"
-
-
-def _amount(seconds: float) -> tuple[str, str]:
-    """Return number and unit."""
-    limits = ((90.0, 1.0, "s", ".0f"), (5400.0, 60.0, "min", ".0f"), (float("inf"), 3600.0, "h", ".1f"))
-    unit, name, form = next((unit, name, form) for limit, unit, name, form in limits if seconds < limit)
-    return f"{seconds / unit:{form}}", name
+    words = f"{about(median)} left"
+    return words if median < 90 or high - low < 0.2 * median else f"{words} ({span(low, high)})"

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import numpy as np
-
-from rskd.cases import Case, find_cases, patients, read_partners, split_cases
+from rskd.cases import Case, content_hash, find_cases, patients, read_partners, split_cases
 from rskd.compute import use_threads
 from rskd.config import ModelSpec
 from rskd.data import Slice, load_slices
 from rskd.distillation.feasible import feasible
+from rskd.durations import about, span
 from rskd.errors import DataError, FileError
 from rskd.events import Progress, Task
 from rskd.io import read_scan
@@ -41,6 +40,7 @@ class Side:
     """What lies on one side of the split."""
 
     cases: list[Case]
+    patients: int
     planes: int = 0
     labelled: int = 0
     """Cases with a mask."""
@@ -83,21 +83,25 @@ def preflight(job: PreflightJob) -> Task[Outcome]:
     if teacher is not None:
         terms, missing = feasible(job.distillation, teacher)
         job = job.model_copy(update={"distillation": terms})
-    look = _Look(student.spec, total=len(training) + len(validation))
+    look = _Look(student.spec, patients([*training, *validation]))
     sides = []
     for cases in (training, validation):
         sides.append((yield from look.over(cases)))
-    findings = [*look.findings(), *_on_sides(sides[0], sides[1], student.spec), *_on_leaks(*sides)]
+    findings = [*look.findings(skip=job.data.skip_unreadable), *_on_sides(sides[0], sides[1], student.spec)]
+    findings += _on_leaks(sides[0], sides[1], look.groups)
+    if job.distillation.task and not sides[0].labelled:
+        text = "No image to learn from has a mask: choose a folder of masks, or set the weight of the task to 0"
+        findings.append(Finding("problem", f"{text} to learn from the teacher alone."))
     findings += [Finding("warning", sentence) for sentence in missing]
     cost = None
     if look.kept and not any(finding.kind == "problem" for finding in findings):
         cost = probe(job, student, teacher, look.kept, planes_to_check=sides[1].planes)
-        findings.append(Finding("fact", _cost_words(cost)))
+        findings.append(Finding("fact", _cost_words(cost, images=look.bytes)))
     value = {
         "findings": [asdict(finding) for finding in findings],
         **{name: _side_facts(side) for name, side in zip(("training", "validation"), sides, strict=True)},
         "seconds": list(cost.seconds) if cost else None,
-        "memory": cost.memory if cost else None,
+        "memory": cost.memory + look.bytes if cost else None,
     }
     return Outcome(value)
 
@@ -105,10 +109,14 @@ def preflight(job: PreflightJob) -> Task[Outcome]:
 class _Look:
     """What is seen while all images are read, one after the other."""
 
-    def __init__(self, spec: ModelSpec, *, total: int) -> None:
+    def __init__(self, spec: ModelSpec, groups: list[list[str]]) -> None:
+        self.groups = groups
+        """Names of the cases, those of one patient together."""
+        self.bytes = 0
+        """What all planes take in memory, as the training holds them."""
         self.kept: list[Slice] = []
         """Planes of the first image that has a mask, or of the first one, for the probe."""
-        self._spec, self._total, self._done = spec, total, 0
+        self._spec, self._total, self._done = spec, sum(map(len, groups)), 0
         self._shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
         self._spacings: list[tuple[float, ...] | None] = []
         self._units: set[str] = set()
@@ -117,7 +125,9 @@ class _Look:
     def over(self, cases: Sequence[Case]) -> Task[Side]:
         """Read the cases of one side."""
         names = [info.name for info in self._spec.classes[1:]]
-        side = Side(list(cases), per_class=dict.fromkeys(names, 0))
+        own = {case.name for case in cases}
+        count = sum(not own.isdisjoint(group) for group in self.groups)
+        side = Side(list(cases), count, per_class=dict.fromkeys(names, 0))
         for case in cases:
             try:
                 self._see(case, side)
@@ -130,8 +140,10 @@ class _Look:
     def _see(self, case: Case, side: Side) -> None:
         scan = read_scan(case.image)
         arrays = read_partners(case, scan, self._spec)
+        planes = load_slices(case, self._spec)
+        self.bytes += sum(plane.image.nbytes + plane.target.nbytes for plane in planes)
         if not self.kept or (arrays.mask is not None and (self.kept[0].target < 0).all()):
-            self.kept = load_slices(case, self._spec)
+            self.kept = planes
         self._see_geometry(scan)
         side.planes += len(arrays.image)
         if arrays.mask is None:
@@ -147,15 +159,16 @@ class _Look:
         self._spacings.append(scan.spacing)
         self._units |= {scan.units} if scan.units else set()
 
-    def findings(self) -> list[Finding]:
-        """Return what the images have in common, and which could not be read."""
+    def findings(self, *, skip: bool) -> list[Finding]:
+        """Return what the images have in common, and which could not be read; with `skip` the run goes on without."""
         found = [Finding("fact", _axes_words(axes, shapes)) for axes, shapes in self._shapes.items()]
         if len(self._shapes) > 1:
             found.append(Finding("warning", f"The images have different axes ({', '.join(self._shapes)})."))
         found += self._on_spacing() if self._shapes else []
-        found += [Finding("problem", text) for text in self._broken[:3]]
+        kind: Literal["warning", "problem"] = "warning" if skip else "problem"
+        found += [Finding(kind, f"{text} It is left out." if skip else text) for text in self._broken[:3]]
         if len(self._broken) > 3:
-            found.append(Finding("problem", f"{len(self._broken) - 3} more images or masks cannot be used either."))
+            found.append(Finding(kind, f"{len(self._broken) - 3} more images or masks cannot be used either."))
         return found
 
     def _on_spacing(self) -> list[Finding]:
@@ -209,11 +222,11 @@ def _on_sides(training: Side, validation: Side, spec: ModelSpec) -> list[Finding
     """Return how many patients and masks there are, and which classes are missing or rare."""
     found = []
     for side, verb in ((training, "learn from"), (validation, "check with")):
-        count = len(patients(side.cases))
+        people = f"{side.patients} patient{'s' * (side.patients != 1)}"
         found.append(
             Finding(
                 "fact",
-                f"To {verb}: {len(side.cases)} images of {count} patient{'s' * (count != 1)} ({side.planes} planes), "
+                f"To {verb}: {len(side.cases)} images of {people} ({side.planes} planes), "
                 f"{side.labelled} with a mask{_class_words(side)}.",
             )
         )
@@ -246,16 +259,16 @@ def _on_classes(training: Side, validation: Side, spec: ModelSpec) -> list[Findi
     return found
 
 
-def _on_leaks(training: Side, validation: Side) -> list[Finding]:
+def _on_leaks(training: Side, validation: Side, groups: list[list[str]]) -> list[Finding]:
     """Return where the same image, or the same patient, lies on both sides of the split."""
     found = []
-    seen = {_digest(case): case.name for case in training.cases}
-    twins = [(case.name, seen[digest]) for case in validation.cases if (digest := _digest(case)) in seen]
+    seen = {content_hash(case.image): case.name for case in training.cases}
+    found_again = [(case.name, seen.get(content_hash(case.image))) for case in validation.cases]
+    twins = [pair for pair in found_again if pair[1] is not None]
     if twins:
         mine, theirs = twins[0]
         text = f"{len(twins)} images to check with are also learnt from, under another name ({mine} is {theirs})"
         found.append(Finding("warning", f"{text}: the check looks better than it is; remove them."))
-    groups = patients([*training.cases, *validation.cases])
     names = {case.name for case in validation.cases}
     shared = [group for group in groups if names & set(group) and set(group) - names]
     if shared:
@@ -264,27 +277,24 @@ def _on_leaks(training: Side, validation: Side) -> list[Finding]:
     return found
 
 
-def _digest(case: Case) -> str | None:
-    return Scan(np.empty((1, 1)), "yx", source=case.image).digest
-
-
-def _cost_words(cost: Cost) -> str:
+def _cost_words(cost: Cost, *, images: int) -> str:
     """Return the cost of a run in words.
 
     Examples
     --------
-    >>> _cost_words(Cost((3500, 3600, 4000), 2 * 2**30))
-    'It will take about 60 min (58 to 67 min), and about 2.0 GiB of memory beside the images.'
+    >>> _cost_words(Cost((3500, 3600, 4000), 2 * 2**30), images=2**29)
+    'It will take about 60 min (58 to 67 min), and about 2.5 GiB of memory, 0.5 of them for the images.'
     """
-    low, median, high = (seconds / 60 for seconds in cost.seconds)
-    gigabytes = f"{cost.memory / 2**30:.1f} GiB of memory beside the images"
-    return f"It will take about {median:.0f} min ({low:.0f} to {high:.0f} min), and about {gigabytes}."
+    low, median, high = cost.seconds
+    own, total = (size / 2**30 for size in (images, images + cost.memory))
+    time = f"{about(median)} ({span(low, high)})"
+    return f"It will take {time}, and about {total:.1f} GiB of memory, {own:.1f} of them for the images."
 
 
 def _side_facts(side: Side) -> dict[str, object]:
     return {
         "images": len(side.cases),
-        "patients": len(patients(side.cases)),
+        "patients": side.patients,
         "labelled": side.labelled,
         "empty": side.empty,
         "planes": side.planes,

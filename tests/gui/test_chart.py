@@ -60,6 +60,14 @@ def test_the_best_is_the_last_that_was_called_so(qtbot, viewer) -> None:
     assert chart.dice == [(29, 0.5), (29, 0.4)]
 
 
+def test_a_run_that_goes_back_does_not_fold_its_curves(qtbot, viewer) -> None:
+    chart = filled(qtbot, viewer)
+    chart.add(Step(20, 30, 1, {"task": 1.0, "total": 1.0}, 1e-3, 0.1))
+    assert [step for step, _ in chart.losses["total"]] == list(range(1, 21))
+    assert chart.dice == []
+    assert chart.best is None
+
+
 def test_the_teacher_is_a_line_of_its_own(qtbot, viewer) -> None:
     plain, goal = filled(qtbot, viewer), filled(qtbot, viewer)
     goal.add(Reference("student", 0.1))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rskd.durations import exactly
 from rskd.jobs import DistillJob
 from rskd.metrics import VOXEL
 from rskd.records import UNLABELLED
@@ -19,7 +20,7 @@ from rskd.report.curves import dice_curves, loss_curves
 from rskd.report.measure import Plane
 from rskd.report.story import Story
 from rskd.report.style import STYLE
-from rskd.report.words import count, duration, mean, state, summary
+from rskd.report.words import count, mean, state, summary
 
 WARNING = "For research. Not for diagnosis."
 _ROLES = {"teacher": "Teacher", "student": "Student"}
@@ -331,7 +332,7 @@ def _environment(story: Story) -> Iterator[str]:
     last = story.sessions[-1]
     versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
     made = f" Sources at commit <code>{last['commit']}</code>." if last.get("commit") else ""
-    yield f"<p>{escape(versions)}.{made} Time in rounds: {duration(story.seconds)}.</p>"
+    yield f"<p>{escape(versions)}.{made} Time in rounds: {exactly(story.seconds)}.</p>"
 
 
 def _table(title: str, head: str, body: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from rskd.durations import exactly
 from rskd.report.story import Story
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -45,22 +46,6 @@ def mean(scores: Mapping[str, float | None]) -> float:
     """
     known = [score for score in scores.values() if score is not None and not math.isnan(score)]
     return math.fsum(known) / len(known) if known else math.nan
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words.
-
-    Examples
-    --------
-    >>> duration(42), duration(125), duration(3700)
-    ('42 seconds', '2 min 5 s', '1 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} second{'s' * (whole != 1)}"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def count(number: int, thing: str) -> str:
@@ -164,7 +149,7 @@ def _weak_points(tables: Tables) -> str:
 def _course(story: Story) -> str:
     if not story.epochs:
         return ""
-    text = f"The training took {duration(story.seconds)} for {count(len(story.epochs), 'round')}"
+    text = f"The training took {exactly(story.seconds)} for {count(len(story.epochs), 'round')}"
     if story.best is not None:
         text += f"; the best network is that of round {story.best.epoch}"
     if len(story.sessions) > 1:

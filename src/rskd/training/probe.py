@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
+from lightning_fabric import Fabric
 
 from rskd.config import DistillOptions, TrainOptions
 from rskd.data import Batch, Slice, sampler_for
@@ -32,13 +34,13 @@ class Cost:
     seconds: tuple[float, float, float]
     """Low, median and high."""
     memory: int
-    """Bytes of networks, gradients and features; the images come on top."""
+    """Bytes at the peak of a step, beyond what was there before it; the images come on top."""
 
 
 def probe(
     job: PreflightJob, student: Segmenter, teacher: Segmenter | None, planes: Sequence[Slice], *, planes_to_check: int
 ) -> Cost:
-    """Take a few steps on some planes and segment one, on copies of nothing: the networks are used up.
+    """Take a few steps on some planes and segment one; the networks are used up.
 
     Parameters
     ----------
@@ -49,24 +51,64 @@ def probe(
     planes
         To draw patches from.
     planes_to_check
-        How many there are to validate with, every epoch.
+        How many there are to validate with: both networks before the first step, the student after every epoch, and
+        both for the report.
     """
     options = job.training
-    before = psutil.Process().memory_info().rss
     fabric = launch(job.compute, options)
     if teacher is not None:
         teacher.to(fabric.device)
-    learner = Learner(Objective(student, teacher, _terms(job, planes), options.loss), options, fabric)
-    sampler = sampler_for(planes, options, image_size=student.spec.image_size)
-    drain(learner.rehearse(sampler.batch(0)))
-    times = [_seconds(learner, sampler.batch(step), step, options) for step in range(STEPS)][1:]
-    memory = _memory(fabric.device, before)
-    began = time.perf_counter()
-    drain(validate(learner.student, planes[:1], fabric))
-    checking = (time.perf_counter() - began) * planes_to_check * options.epochs
+    with _Peak(fabric.device) as peak:
+        learner = Learner(Objective(student, teacher, _terms(job, planes), options.loss), options, fabric)
+        sampler = sampler_for(planes, options, image_size=student.spec.image_size)
+        drain(learner.rehearse(sampler.batch(0)))
+        times = [_step_seconds(learner, sampler.batch(step), step, options) for step in range(STEPS)][1:]
+    both = 1 + options.report
+    checks = planes_to_check * (options.epochs + both) * _check_seconds(learner.student, planes[0], fabric)
+    if teacher is not None:
+        checks += planes_to_check * both * _check_seconds(teacher, planes[0], fabric)
     steps = options.epochs * options.steps_per_epoch
-    low, median, high = (float(np.quantile(times, share)) * steps + checking for share in (0.1, 0.5, 0.9))
-    return Cost((low, median, high), memory)
+    low, median, high = (float(np.quantile(times, share)) * steps + checks for share in (0.1, 0.5, 0.9))
+    return Cost((low, median, high), peak.bytes)
+
+
+class _Peak:
+    """The largest memory in use while it is open, beyond that before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes = 0
+        self._device = device
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Peak:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._before = _resident()
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+        if self._device.type == "cuda":
+            self.bytes = int(torch.cuda.max_memory_allocated(self._device))
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self.bytes = max(self.bytes, _resident() - self._before)
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _check_seconds(network: Segmenter, plane: Slice, fabric: Fabric) -> float:
+    """Return what segmenting a plane takes, once it has been done before."""
+    drain(validate(network, [plane], fabric))
+    began = time.perf_counter()
+    drain(validate(network, [plane], fabric))
+    return time.perf_counter() - began
 
 
 def _terms(job: PreflightJob, planes: Sequence[Slice]) -> DistillOptions:
@@ -76,15 +118,9 @@ def _terms(job: PreflightJob, planes: Sequence[Slice]) -> DistillOptions:
     return job.distillation.model_copy(update={"task": 0.0})
 
 
-def _seconds(learner: Learner, batch: Batch, step: int, options: TrainOptions) -> float:
+def _step_seconds(learner: Learner, batch: Batch, step: int, options: TrainOptions) -> float:
     steps = options.epochs * options.steps_per_epoch
     rate = learning_rate(step, steps, highest=options.learning_rate, warmup=options.warmup)
     began = time.perf_counter()
     drain(learner.learn(batch, step, rate=rate, ramp=1.0))
     return time.perf_counter() - began
-
-
-def _memory(device: torch.device, before: int) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return max(0, int(psutil.Process().memory_info().rss) - before)
