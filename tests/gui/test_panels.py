@@ -360,7 +360,13 @@ def interrupted_run(runs: Path, *, step: int = 7, name: str = "2026-01-02 rskd-n
     """A run folder as a process that was killed leaves it."""
     data = DataOptions(images=runs / "images")
     folder = RunFolder.create(
-        DistillJob(teacher=Path("t.safetensors"), student="rskd-nano", data=data, run=runs / name)
+        DistillJob(
+            teacher=Path("t.safetensors"),
+            student="rskd-nano",
+            data=data,
+            run=runs / name,
+            training=TrainOptions(epochs=2, steps_per_epoch=10),
+        )
     )
     for event in STEPS[:step]:
         folder.append(event)
