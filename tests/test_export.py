@@ -239,9 +239,10 @@ def test_nothing_of_the_training_is_exported(path):
 
 
 @runs
-def test_what_differs_is_not_kept(path, monkeypatch):
-    monkeypatch.setattr(export, "_difference", lambda *_: 0.5)
-    with pytest.raises(ModelError, match=r"differs from rskd-nano by 5\.0e-01 of its largest logit"):
+@pytest.mark.parametrize(("difference", "words"), [(0.5, r"5\.0e-01"), (float("nan"), "nan")])
+def test_what_differs_is_not_kept(path, monkeypatch, difference, words):
+    monkeypatch.setattr(export, "_difference", lambda *_: difference)
+    with pytest.raises(ModelError, match=rf"differs from rskd-nano by {words} of its largest logit"):
         export.export_onnx(network(), path)
     assert not list(path.parent.iterdir())
 
@@ -250,10 +251,12 @@ def test_what_differs_is_not_kept(path, monkeypatch):
 def test_problems_are_said_in_one_sentence(path, tmp_path):
     import onnx
 
+    occupied = tmp_path / "file"
+    occupied.touch()
     with pytest.raises(ParameterError, match="size=50 is no multiple of the patch size 16"):
         export.export_onnx(network(), path, size=50)
     with pytest.raises(FileError, match="cannot be written"):
-        export.export_onnx(network(), tmp_path / "no" / "folder.onnx")
+        export.export_onnx(network(), occupied / "student.onnx")
     with pytest.raises(FileError, match="There is no weight file"):
         exported.OnnxSegmenter(path)
     path.write_bytes(b"no network")

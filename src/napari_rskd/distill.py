@@ -28,7 +28,7 @@ from rskd.config import DistillOptions, TrainOptions
 from rskd.errors import ParameterError, RskdError
 from rskd.events import Epoch, Event, Reference, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
-from rskd.runs import RunFolder
+from rskd.runs import REPORT, RunFolder
 
 RECIPES = {
     "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4),
@@ -36,7 +36,6 @@ RECIPES = {
 }
 AS_SET = "As set below"
 FIRST_STUDENT = "rskd-micro"
-REPORT = "report.html"
 
 
 class DistillWidget(Panel):

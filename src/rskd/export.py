@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.config import ModelSpec, SegmentOptions
-from rskd.errors import FileError, ModelError, ParameterError
+from rskd.errors import ModelError, ParameterError
 from rskd.events import Message, Task
 from rskd.io import read_scan
+from rskd.io.files import replacing
 from rskd.jobs import ExportJob, Outcome
 from rskd.models.exported import FORMAT, SUFFIX, OnnxSegmenter, need
 from rskd.models.normalise import normalise
@@ -128,7 +128,7 @@ def export_onnx(
     model
         The network; it is not changed.
     path
-        The file to write; its folder exists.
+        The file to write.
     card
         What a user should know about the network; it travels inside the file.
     size
@@ -163,20 +163,14 @@ def export_onnx(
     need("onnxruntime")
     resized = _at_size(model, size)
     samples = _samples(resized.spec) if images is None else np.asarray(images, np.float32)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         _write(resized, partial, card or {})
         difference = _difference(resized, partial, samples)
-        if difference > TOLERANCE:
+        if not difference <= TOLERANCE:  # nor may it be no number
             raise ModelError(
                 f"The exported network differs from {model.spec.name} by {difference:.1e} of its largest logit "
                 f"(allowed: {TOLERANCE:.0e}): its encoder {model.spec.encoder} cannot be exported faithfully."
             )
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 

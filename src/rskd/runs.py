@@ -15,6 +15,8 @@ from rskd.events import Epoch, Event, Message, Step, from_json, to_json
 from rskd.io.files import PARTIAL, locked, write_atomically
 from rskd.jobs import JOB, DistillJob, TrainJob
 
+REPORT = "report.html"
+"""File of a run with everything about it, for people."""
 STOPPED = "Stopped after"
 """How the message begins with which a run says that it was ended on purpose."""
 _EPOCH = json.dumps("epoch") + ","  # in the line of an epoch, as its kind; other lines that have it do no harm

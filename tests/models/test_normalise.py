@@ -55,7 +55,9 @@ def test_ranges_do_not_depend_on_the_cut(dtype, kind, monkeypatch):
 def test_percentiles_of_any_floats(image):
     low, high = np.percentile(image.astype(np.float64), (1, 99))
     ((centre, width),) = measure(lambda: [image], spec("percentile"))
-    np.testing.assert_allclose((centre - width, centre + width), (low, high), rtol=0, atol=1e-12 * float(np.abs(image).max()))
+    np.testing.assert_allclose(
+        (centre - width, centre + width), (low, high), rtol=0, atol=1e-12 * float(np.abs(image).max())
+    )
 
 
 def test_a_small_spread_far_from_zero_is_not_lost():

@@ -14,9 +14,7 @@ from rskd.records import write_json
 from rskd.report.page import Content, page
 from rskd.report.story import VALIDATION, Story
 from rskd.report.words import mean
-from rskd.runs import RunFolder
-
-REPORT = "report.html"
+from rskd.runs import REPORT, RunFolder
 
 
 def report(job: ReportJob) -> Task[Outcome]:
