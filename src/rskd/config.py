@@ -98,6 +98,8 @@ class ModelSpec(Config):
     spacing: Annotated[float | None, Field(gt=0, le=1000)] = None
     """Side of a pixel in mm at training; planes whose pixels are known to differ are resampled to it. None = unknown.
     A frame goes before it."""
+    axis: Literal["z", "y", "x"] | None = None
+    """Axis across the planes that it was trained on; None = unknown."""
     modality: str = ""
     """What the images are, in words: "colour fundus photograph", "cardiac cine MRI" …"""
 
@@ -195,8 +197,9 @@ class SegmentOptions(TileOptions):
     """How an image is segmented."""
 
     axis: Literal["auto", "z", "y", "x", "all"] = "auto"
-    """Axis along which a volume is cut into planes; auto = the one across the planes with the most nearly square, then
-    the finest pixels (z where the spacing is unknown); all = the mean of the probabilities along all three."""
+    """Axis along which a volume is cut into planes; auto = that of the training, or, where the network does not tell,
+    the one across the planes with the most nearly square, then the finest pixels (z where the spacing is unknown);
+    all = the mean of the probabilities along all three."""
     resample: bool = True
     """Resample to the pixel size the model was trained at, and the result back, where both sizes are known."""
     level: Annotated[int, Field(ge=0, le=32)] = 0

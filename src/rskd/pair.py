@@ -14,6 +14,7 @@ from rskd.models import weights
 from rskd.models.foreign import from_elsewhere
 from rskd.models.presets import PRESETS, fresh_spec, student_spec, weight_file
 from rskd.models.segmenter import Segmenter
+from rskd.plan import SAME_SIZE
 
 
 def networks_for(job: TrainJob | DistillJob | PreflightJob, case: Case) -> tuple[Segmenter, Segmenter | None]:
@@ -23,6 +24,7 @@ def networks_for(job: TrainJob | DistillJob | PreflightJob, case: Case) -> tuple
     teacher = weights.load(job.teacher)
     student = _network(job.student, lambda: student_spec(job.student, teacher.spec), job.pretrained)
     _check_pair(student.spec, teacher.spec)
+    student.spec = _seeing_alike(student.spec, teacher.spec)
     return student, teacher
 
 
@@ -64,6 +66,25 @@ def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
                 f"Student and teacher differ in their {what}: {student.name} has {mine}, {teacher.name} has {theirs}; "
                 "choose a pair made for the same task, or a fresh student by name."
             )
+
+
+    _check_spacing(student, teacher)
+
+
+def _check_spacing(student: ModelSpec, teacher: ModelSpec) -> None:
+    """Refuse a teacher that would see pixels of another size than in its training."""
+    if student.frame or not student.spacing or not teacher.spacing:
+        return
+    if abs(student.spacing / teacher.spacing - 1) > SAME_SIZE:
+        raise ModelError(
+            f"{student.name} was made for pixels of {student.spacing:g} mm, its teacher {teacher.name} for those of "
+            f"{teacher.spacing:g} mm: choose a pair made for the same size of a pixel, or a fresh student by name."
+        )
+
+
+def _seeing_alike(student: ModelSpec, teacher: ModelSpec) -> ModelSpec:
+    """Return the student with the size of a pixel that its teacher was trained at, where it names none."""
+    return student.model_copy(update={"spacing": student.spacing or teacher.spacing})
 
 
 def _names(spec: ModelSpec) -> str:

@@ -22,7 +22,7 @@ Box = tuple[slice, ...]
 Known = dict[tuple[str, int], tuple[Range, ...]]
 """Range of intensities of every channel, by the axis of a view and the number of a plane."""
 _AXES = "t" + SPATIAL
-_SAME_SIZE = 0.01
+SAME_SIZE = 0.01
 """Share by which pixels may differ from those of training without being resampled."""
 _FARTHEST = 16.0
 """Factor between pixel sizes beyond which no resampling makes sense of an image."""
@@ -55,7 +55,7 @@ class View:
         seen, spacing = frame_shape(size, spec.frame), None
         if spec.spacing is not None and spec.frame is None and options.resample and sizes:
             factors = [sizes[letter] / spec.spacing for letter in slices.plane]
-            if max(abs(factor - 1) for factor in factors) > _SAME_SIZE:
+            if max(abs(factor - 1) for factor in factors) > SAME_SIZE:
                 _check_factors(factors, spec)
                 rows, columns = (max(1, round(n * factor)) for n, factor in zip(size, factors, strict=True))
                 seen, spacing = (rows, columns), spec.spacing
@@ -126,7 +126,7 @@ class Plan:
             raise ParameterError(
                 f"axis={options.axis!r} needs a volume, the image has the axes {scan.axes!r}: leave it."
             )
-        axis = across(scan) if options.axis == "auto" else options.axis
+        axis = _auto(scan, spec) if options.axis == "auto" else options.axis
         views = tuple(View.along(letter, scan, spec, options) for letter in (PLANES if axis == "all" else axis))
         sizes = dict(zip(scan.axes, scan.data.shape, strict=True))
         axes = "".join(letter for letter in _AXES if letter in scan.axes)
@@ -186,10 +186,15 @@ class Plan:
         return {axis: steps.get(axis, multiple[axis]) for axis in self.axes}
 
 
+def _auto(scan: Scan, spec: ModelSpec) -> str:
+    """Return the axis of the training, or the best one where the network does not tell."""
+    return spec.axis if spec.axis is not None and "z" in scan.axes else across(scan)
+
+
 def _check_factors(factors: Sequence[float], spec: ModelSpec) -> None:
     farthest = max(factors, key=lambda factor: abs(math.log(factor)))
     if not 1 / _FARTHEST <= farthest <= _FARTHEST:
         raise ParameterError(
             f"A pixel of the image is {farthest * (spec.spacing or 1):g} mm wide, {spec.name} was trained at "
-            f"{spec.spacing:g} mm: load another model, or switch resampling off."
+            f"{spec.spacing:g} mm: load another model, correct the spacing of the image, or leave resampling out."
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rskd.config import RankOptions
+from rskd.config import RankOptions, SegmentOptions
 from rskd.errors import ModelError, ParameterError
 from rskd.events import Message, Progress, Task
 from rskd.importance import (
@@ -30,10 +30,10 @@ from rskd.importance import (
 )
 from rskd.importance.ranking import top_count
 from rskd.io.files import replacing
-from rskd.io.slices import Slices, frame_shape
 from rskd.jobs import Outcome
 from rskd.models.normalise import normalise
 from rskd.models.segmenter import Segmenter
+from rskd.plan import View
 from rskd.scan import Scan, move_axes
 
 MOST_TOKENS = 16384
@@ -45,8 +45,8 @@ def rank(
 ) -> Task[Outcome]:
     """Rank the tokens of one image by their importance to each network.
 
-    The whole image goes through a network at once, resized to the nearest whole number of patches, so that every token
-    sees every other.
+    The whole image goes through a network at once, with pixels of the size that it was trained at, resized to the
+    nearest whole number of patches, so that every token sees every other.
 
     Parameters
     ----------
@@ -131,10 +131,10 @@ def _gradient(model: Segmenter, image: Tensor, block: int) -> tuple[int, TokenIm
 
 def _prepare(model: Segmenter, scan: Scan) -> Tensor:
     """Return the image (1, C, H, W), normalised, its sides multiples of the patch."""
-    planes = Slices(scan, model.spec)
-    if len(planes) != 1:
-        raise ParameterError(f"The image is a stack of {len(planes)} planes: choose one of them.")
-    height, width = frame_shape(planes.plane_shape, model.spec.frame)
+    view = View.along("z", scan, model.spec, SegmentOptions())
+    if len(view.slices) != 1:
+        raise ParameterError(f"The image is a stack of {len(view.slices)} planes: choose one of them.")
+    height, width = view.seen
     patch = model.spec.patch_size
     rows, columns = max(1, round(height / patch)), max(1, round(width / patch))
     if rows * columns > MOST_TOKENS:
@@ -145,7 +145,7 @@ def _prepare(model: Segmenter, scan: Scan) -> Tensor:
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ModelError(f"{model.spec.name} has no weights.")
-    image = torch.from_numpy(normalise(planes[0], model.spec)).to(parameter.device)[None]  # 1 C H W
+    image = torch.from_numpy(normalise(view.slices[0], model.spec)).to(parameter.device)[None]  # 1 C H W
     return F.interpolate(image, (rows * patch, columns * patch), mode="bilinear", antialias=True)
 
 

@@ -56,8 +56,9 @@ def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -
         The network, on the device where it shall run.
     scan
         What to segment: any axes, any size from one pixel on, lazy data allowed. Planes are cut along the axis that
-        `options` names, and stacked along every other axis. Where the spec has a `frame`, or a `spacing` other than
-        that of the scan, a plane is resampled to it first and the probabilities back.
+        `options` name, by default that of the training, and stacked along every other axis. Where the spec has a
+        `frame`, or a `spacing` other than that of the scan, a plane is resampled to it first and the probabilities
+        back.
     options
         Tiles, axis, memory.
 
@@ -120,7 +121,8 @@ class Room:
 def announce(plan: Plan) -> Iterator[Message]:
     """Say what was decided for the user."""
     if plan.options.axis == "auto" and plan.axis != "z":
-        yield Message(f"The volume is cut along {plan.axis}, where the pixels of a plane are most nearly square.")
+        why = "as in the training" if plan.spec.axis else "where the pixels of a plane are most nearly square"
+        yield Message(f"The volume is cut along {plan.axis}, {why}.")
     view = plan.views[0]
     if view.spacing is not None:
         shape, seen = (" x ".join(map(str, size)) for size in (view.slices.plane_shape, view.seen))

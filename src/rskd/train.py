@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from rskd.cases import Case, case_id, find_cases, split_cases
 from rskd.compute import use_threads
 from rskd.config import DistillOptions, ModelSpec
-from rskd.data import Slice, load_slices
+from rskd.data import Slice, load_slices, trained_on
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, RskdError
@@ -164,6 +164,7 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
     held_out = yield from _load(validation, student.spec, skip=job.data.skip_unreadable)
     if objective.options.task and not any((plane.target >= 0).any() for plane in planes):
         raise DataError("No training image has a mask: choose a folder of masks, or set the weight of the task to 0.")
+    student.spec = trained_on(student.spec, [*planes, *held_out])
     if teacher is not None:
         teacher.to(fabric.device)
     origin = {"training": _fingerprints(training), "validation": _fingerprints(validation)}

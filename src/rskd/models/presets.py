@@ -104,5 +104,5 @@ def student_spec(name: str, teacher: ModelSpec) -> ModelSpec:
     3
     """
     spec = fresh_spec(name, in_channels=teacher.in_channels, classes=[c.name for c in teacher.classes[1:]])
-    shared = ("channels", "classes", "normalisation", "frame", "modality", "image_size")
+    shared = ("channels", "classes", "normalisation", "frame", "modality", "image_size", "spacing")
     return ModelSpec.model_validate(spec.model_dump() | {field: getattr(teacher, field) for field in shared})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rskd.cases import Case, CaseArrays, case_id, find_cases, read_partners, split_cases
 from rskd.compute import choose_device, device_name, use_threads
-from rskd.config import ComputeOptions, ScoreOptions
+from rskd.config import ComputeOptions, ScoreOptions, SegmentOptions
 from rskd.evaluate import Row, class_names, compare, stacked, table
 from rskd.events import Progress, Task, within
 from rskd.io import read_scan
@@ -92,6 +92,7 @@ def measure(folder: RunFolder, compute: ComputeOptions, known: Sequence[str] | N
     job = folder.job()
     computer, models = _networks(folder, job, compute)
     names = class_names(models["student"].spec)
+    options = SegmentOptions(axis=models["student"].spec.axis or "auto")  # the teacher sees the same planes
     _, validation = split_cases(find_cases(job.data), job.data, job.training.seed)
     cases = [case for case in validation if case.mask and (known is None or case_id(case) in known)]
     rows: dict[str, list[Row]] = {role: [] for role in models}
@@ -103,7 +104,8 @@ def measure(folder: RunFolder, compute: ComputeOptions, known: Sequence[str] | N
         arrays = read_partners(case, scan, models["student"].spec)
         found = {}
         for role, model in models.items():
-            found[role], seconds = yield from _segment(model, scan, Progress(done, len(cases), "images measured"))
+            progress = Progress(done, len(cases), "images measured")
+            found[role], seconds = yield from _segment(model, scan, options, progress)
             times[role].append(seconds)
             rows[role].append({"case": case_id(case), **compare(found[role], arrays, scan, names, SCORES)})
         planes.append(_worst_plane(case, arrays, found))
@@ -127,10 +129,10 @@ def _networks(
     return {"device": device_name(device), "threads": threads}, models
 
 
-def _segment(model: Segmenter, scan: Scan, progress: Progress) -> Task[tuple[Labels, float]]:
+def _segment(model: Segmenter, scan: Scan, options: SegmentOptions, progress: Progress) -> Task[tuple[Labels, float]]:
     """Return the labels of a case, S H W, and the seconds that a plane took."""
     busy, began = 0.0, time.perf_counter()
-    task, tell = segment(model, scan), within(progress)
+    task, tell = segment(model, scan, options), within(progress)
     while True:
         try:
             event = next(task)
