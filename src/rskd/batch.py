@@ -20,9 +20,11 @@ import numpy as np
 
 from rskd.errors import FileError, ParameterError, RskdError
 from rskd.events import Command, Event, Message, Progress, Task, retold
-from rskd.folder import Item, find_items, holds_images, split_name
+from rskd.folder import Item, find_items, holds_images
 from rskd.io import read_scan, read_scans
 from rskd.io.files import write_atomically
+from rskd.io.names import split_name
+from rskd.io.state import state_of_files
 from rskd.jobs import BatchJob, Outcome
 from rskd.measure import columns, write_table
 from rskd.models.presets import weight_file
@@ -139,7 +141,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
     began = time.perf_counter()
     case = state = ""
     try:
-        state = _state(item)
+        state = state_of_files(item.files)
         case = _case(item)
         model, *others = (networks.get(path, job.compute) for path in _weight_files(job))
         scan = _read(item, job.axes)
@@ -282,16 +284,6 @@ def _nameless(sentence: str, job: BatchJob, item: Item, case: str) -> str:
     return sentence
 
 
-def _state(item: Item) -> str:
-    """Return a fingerprint of the files of an image that takes no reading: sizes and times."""
-    total = hashlib.sha256()
-    for path in item.files:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            facts = file.stat()
-            total.update(f"{file.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return total.hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------- records and tables
 
 
@@ -303,7 +295,7 @@ def _finished(job: BatchJob, item: Item, recipe: str) -> Record | None:
     """Return the record of an image if it was done with this recipe, from these files, and all of it is still there."""
     try:
         record = Record(**json.loads(_record_file(job, item).read_bytes()))
-        current = (record.name, record.recipe, record.state) == (item.name, recipe, _state(item))
+        current = (record.name, record.recipe, record.state) == (item.name, recipe, state_of_files(item.files))
     except (OSError, ValueError, TypeError):
         return None
     there = all((job.output / name).exists() for name in record.outputs)

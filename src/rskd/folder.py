@@ -11,9 +11,8 @@ from pathlib import Path
 from rskd.errors import FileError
 from rskd.io import SUFFIXES, can_read, dicom
 from rskd.io.libraries import quiet
+from rskd.io.names import split_name
 from rskd.io.ome_zarr import is_ome_zarr
-
-_ENDINGS = (*SUFFIXES, ".ome.tif", ".ome.tiff", ".ome.zarr")
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,6 @@ def find_items(folder: Path, *, without: Path | None = None, pattern: str = "*")
 def holds_images(folder: Path) -> bool:
     """Return whether there is any image in a folder or in those inside of it, or it is one itself."""
     return folder.is_dir() and (is_ome_zarr(folder) or next(_items(folder, folder, None), None) is not None)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Return the name of an image file without its ending, and the ending in small letters; empty = none is known.
-
-    Examples
-    --------
-    >>> split_name("Scan.1.NII.gz"), split_name("photo.ome.tif"), split_name("IM0001")
-    (('Scan.1', '.nii.gz'), ('photo', '.ome.tif'), ('IM0001', ''))
-    """
-    fitting = [ending for ending in _ENDINGS if name.lower().endswith(ending) and len(name) > len(ending)]
-    ending = max(fitting, key=len, default="")
-    return name[: len(name) - len(ending)], ending
 
 
 def _items(root: Path, folder: Path, without: Path | None) -> Iterator[Item]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rskd.clean_up import check_names, clean_up, counts_voxels
 from rskd.errors import ModelError
 from rskd.events import Message, Task
-from rskd.folder import split_name
 from rskd.io import keep_image, write_image, write_labels
+from rskd.io.names import companion
 from rskd.jobs import Segmenting
 from rskd.measure import Measurement, columns, measure, write_table
 from rskd.models.exported import OnnxSegmenter
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 MAPS: Mapping[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {"entropy": entropy, "margin": margin}
 """Maps of uncertainty by name."""
-_OF_MAPS = {".png": ".tif", ".dcm": ".nii.gz"}
-"""Endings of maps where the format of the labels cannot hold real numbers."""
 
 
 @dataclass(frozen=True)
@@ -126,33 +124,6 @@ def write_results(output: Path, results: Results, names: Sequence[str]) -> list[
     table = companion(output, "measurements", ".csv")
     write_table(table, columns(results.measurements))
     return [output, *maps, table]
-
-
-def companion(output: Path, what: str, ending: str = "") -> Path:
-    """Return the name of a file that belongs to labels.
-
-    Parameters
-    ----------
-    output
-        File of the labels, or the place of labels inside of an OME-Zarr image, beside which it is put.
-    what
-        What is in it.
-    ending
-        Its ending; empty = that of the labels, or one like it that holds real numbers.
-
-    Examples
-    --------
-    >>> companion(Path("a/scan.1.nii.gz"), "entropy").name, companion(Path("photo.png"), "margin").name
-    ('scan.1_entropy.nii.gz', 'photo_margin.tif')
-    >>> companion(Path("image.zarr/labels/vessels"), "entropy").as_posix()
-    'image_vessels_entropy.zarr'
-    """
-    stem, own = split_name(output.name)
-    folder = output.parent
-    if not own:
-        image = output.parent.parent
-        folder, stem, own = image.parent, f"{split_name(image.name)[0]}_{output.name}", ".zarr"
-    return folder / f"{stem}_{what}{ending or _OF_MAPS.get(own, own)}"
 
 
 def _seen_from_sides(model: Segmenter, tta: str) -> Segmenter:

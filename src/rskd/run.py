@@ -18,6 +18,7 @@ from rskd.errors import ParameterError
 from rskd.events import Task
 from rskd.io import check_place, guess_axes, ome_zarr, read_scan
 from rskd.io.files import write_atomically
+from rskd.io.names import companion
 from rskd.jobs import (
     BatchJob,
     ContourletJob,
@@ -146,7 +147,7 @@ class Session:
 
     def _segment(self, job: SegmentJob, arrays: Arrays) -> Task[Outcome]:
         from rskd.measure import columns, features
-        from rskd.results import companion, segment_scan, write_results
+        from rskd.results import segment_scan, write_results
 
         scan = find_image(job, arrays)
         files = [path for path in (job.model, job.compare_with) if path is not None]

@@ -35,6 +35,21 @@ def is_ome_zarr(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in _MARKS)
 
 
+def image_of(labels: Path) -> Path | None:
+    """Return the OME-Zarr image of which a path names labels."""
+    inside = labels.parent.name == LABELS and is_ome_zarr(labels.parent.parent)
+    return labels.parent.parent if inside else None
+
+
+def recipe_in(folder: Path) -> Mapping[str, Any] | None:
+    """Return what a result of this program says it was made with; ``None`` if a folder is something else."""
+    if not is_ome_zarr(folder):
+        return None
+    own = dict(library("zarr").open_group(folder, mode="r").attrs).get(_OWN)
+    recipe = own.get("recipe") if isinstance(own, dict) else None
+    return recipe if isinstance(recipe, dict) else None
+
+
 def read(folder: Path) -> Scan:
     """Read an image, or labels, without loading their voxels."""
     group = library("zarr").open_group(folder, mode="r")

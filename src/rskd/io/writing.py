@@ -197,7 +197,8 @@ def _write(path: Path, write: _Writer, scan: Scan) -> None:
 
 def _zarr_image(path: Path, scan: Scan) -> Path | None:
     """Return the OME-Zarr image that `path` asks labels to be added to."""
-    if path.parent.name == ome_zarr.LABELS and ome_zarr.is_ome_zarr(path.parent.parent):
-        return path.parent.parent
+    image = ome_zarr.image_of(path)
+    if image is not None:
+        return image
     own = scan.source is not None and path.resolve() == scan.source.resolve() and ome_zarr.is_ome_zarr(path)
     return path if own else None
