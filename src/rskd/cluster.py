@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from rskd.backend import backend_of
 from rskd.config import ClusterOptions, ComputeOptions, SegmentOptions
 from rskd.errors import EngineError, ResourceError, RskdError
 from rskd.events import Message, Progress, Task, drain
 from rskd.io import read_scan
 from rskd.io.libraries import library
 from rskd.large import result_of, room_for, take_up
-from rskd.ledger import Ledger, Place
+from rskd.ledger import Ledger, Place, Store
 from rskd.models.normalise import Range, measure
 from rskd.networks import open_network, place
-from rskd.plan import Known, Plan
-from rskd.recipe import Setting
-from rskd.segment import Segmentation, announce, in_use, recipe_of, run_box
+from rskd.plan import Box, Known, Plan
+from rskd.recipe import Setting, fingerprint
+from rskd.segment import Segmentation, announce, recipe_of, run_box
+
+if TYPE_CHECKING:
+    from rskd.models.segmenter import Segmenter
 
 Answer = TypeVar("Answer")
 _PATIENCE = 0.5
@@ -55,7 +60,7 @@ def segment_on(
     axes
         Axes of the image, where the file's are missing or wrong.
     compute
-        Device and threads of every worker; None = the CPU with one thread.
+        Device and threads of every worker; None = the CPU. Where it states no threads, each has one.
 
     Returns
     -------
@@ -67,15 +72,25 @@ def segment_on(
     ResourceError
         If dask.distributed is not installed, or the cluster does not answer.
     """
-    compute = compute or ComputeOptions(device="cpu", threads=1)
-    network = place(open_network(model), compute)
+    compute = compute or ComputeOptions(device="cpu")
+    compute = compute.model_copy(update={"threads": compute.threads or 1})
+    network = open_network(model).eval()
     scan = read_scan(image, axes=axes)
     plan = Plan.of(scan, network.spec, options)
     ledger = Ledger(Place.of(output, scan.source), plan)
-    job = _Job(model.resolve() if model.exists() else model, image.resolve(), axes, options, compute, output.resolve())
-    with ledger.opened(), in_use(network) as backend, connected(cluster) as client:
+    setting = Setting(Setting.chosen(options, network.spec, "cpu").tile, 0, "")  # the workers choose the rest
+    with ledger.opened(), connected(cluster) as client:
         yield from announce(plan)
-        yield from take_up(ledger, network, Setting.chosen(options, network.spec, backend.device))
+        yield from take_up(ledger, network, setting)
+        job = _Job(
+            str(model.resolve() if model.exists() else model),
+            str(image.resolve()),
+            axes,
+            options.model_dump_json(),
+            compute.model_dump_json(),
+            fingerprint(network),
+            ledger.store,
+        )
         yield from _measure_on(client, cluster, job, ledger)
         while ledger.left:
             yield from _fill_on(client, cluster, job, ledger)
@@ -101,6 +116,7 @@ def connected(options: ClusterOptions) -> Iterator[Any]:
         ) from error
     if options.cluster == "local":
         with (
+            library("dask").config.set({"distributed.scheduler.allowed-failures": options.retries}),
             distributed.LocalCluster(
                 n_workers=options.workers, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=50
             ) as local,
@@ -128,7 +144,7 @@ def spread(
     client
         Of `connected`.
     retries
-        How often a part is tried again.
+        How often a part is tried again that fails.
     work
         What to do; it must be importable on the workers.
     parts
@@ -155,6 +171,11 @@ def spread(
                 except RskdError:
                     raise
                 except Exception as error:
+                    if type(error).__name__ == "KilledWorker":
+                        raise EngineError(
+                            "Workers of the cluster died again and again over the same part: look into their logs; "
+                            "where their memory did not suffice, make --region smaller."
+                        ) from error
                     raise EngineError(f"A worker of the cluster failed {retries + 1} times: {error}.") from error
                 yield number, answer
     finally:
@@ -164,44 +185,59 @@ def spread(
 # -------------------------------------------------------------------------------------------------- regions of an image
 
 
-class _Job:
+class _Job(NamedTuple):
     """What a worker needs to know; small, since it travels with every part."""
 
-    def __init__(
-        self, model: Path, image: Path, axes: str | None, options: SegmentOptions, compute: ComputeOptions, output: Path
-    ) -> None:
-        self.model, self.image, self.axes, self.output = str(model), str(image), axes, str(output)
-        self.options, self.compute = options.model_dump_json(), compute.model_dump_json()
+    model: str
+    image: str
+    axes: str | None
+    options: str
+    compute: str
+    weights: str
+    """Fingerprint of the network."""
+    store: Store
+    """Where values go; another one, if anything changes that they depend on."""
 
-    @property
-    def key(self) -> tuple[str, str, str | None, str, str, str]:
-        return self.model, self.image, self.axes, self.options, self.compute, self.output
+
+@dataclass
+class _Opened:
+    """What a worker keeps from part to part."""
+
+    network: Segmenter
+    plan: Plan
+    setting: Setting
+    """How it runs the network, as its own memory allows."""
 
 
 @lru_cache(maxsize=2)
-def _opened(
-    model: str, image: str, axes: str | None, options: str, compute: str, output: str
-) -> tuple[Any, Plan, Ledger]:
-    """Return network, plan and ledger of a job; a worker opens them once."""
-    network = place(open_network(Path(model)), ComputeOptions.model_validate_json(compute)).eval()
-    scan = read_scan(image, axes=axes)
-    plan = Plan.of(scan, network.spec, SegmentOptions.model_validate_json(options))
-    return network, plan, Ledger(Place.of(Path(output), scan.source), plan)
+def _opened(job: _Job) -> _Opened:
+    """Open network and image of a job; a worker does it once."""
+    network = open_network(Path(job.model))
+    if fingerprint(network) != job.weights:
+        raise ResourceError(
+            "A worker of the cluster finds other weights than this process: start its workers anew, and let the name "
+            "of the weight file mean the same everywhere."
+        )
+    network = place(network, ComputeOptions.model_validate_json(job.compute)).eval()
+    options = SegmentOptions.model_validate_json(job.options)
+    plan = Plan.of(read_scan(job.image, axes=job.axes), network.spec, options)
+    return _Opened(network, plan, Setting.chosen(options, network.spec, backend_of(network).device))
 
 
 def _measure_plane(job: _Job, view: int, plane: int) -> tuple[Range, ...]:
     """On a worker: measure the range of a plane."""
-    _, plan, _ = _opened(*job.key)
+    plan = _opened(job).plan
     return measure(lambda: plan.views[view].slices.blocks(plane), plan.spec)
 
 
-def _segment_box(job: _Job, box: Any, setting: Setting, known: Known) -> tuple[Setting, Known]:
-    """On a worker: segment a box and write its values, unless the tile has to change."""
-    network, plan, ledger = _opened(*job.key)
-    room, known = room_for(plan, box), dict(known)
-    after = drain(run_box(network, plan, box, setting, known, room, 0, 0))
-    if after.tile == setting.tile:
-        ledger.write(box, room.labels, room.probabilities)
+def _segment_box(job: _Job, box: Box, tile: int, known: Known) -> tuple[Setting, Known]:
+    """On a worker: segment a box and write its values, unless the tile has to change; only new setbacks are told."""
+    opened, known = _opened(job), dict(known)
+    plan, setting = opened.plan, replace(opened.setting, tile=tile, setbacks=())
+    room = room_for(plan, box)
+    opened.setting = after = drain(run_box(opened.network, plan, box, setting, known, room, 0, 0))
+    if after.tile == tile:
+        job.store.write(box, room.labels, room.probabilities)
     return after, known
 
 
@@ -214,31 +250,53 @@ def _measure_on(client: Any, cluster: ClusterOptions, job: _Job, ledger: Ledger)
             for plane in view.part(box, plan.axes).indices:
                 shared[plane] = shared.get(plane, 0) + 1
         wanted += [(number, p) for p, n in shared.items() if n > 1 and (view.axis, p) not in ledger.known]
-    for done, answer in enumerate(spread(client, cluster.retries, _measure_plane, [(job, *part) for part in wanted])):
+    done = 0
+    for answer in spread(client, cluster.retries, _measure_plane, [(job, *part) for part in wanted]):
         if answer is not None:
             view_number, plane = wanted[answer[0]]
             ledger.know({(plan.views[view_number].axis, plane): answer[1]})
-        yield Progress(min(done, len(wanted)), len(wanted), "planes measured")
+            done += 1
+        yield Progress(done, len(wanted), "planes measured")
 
 
 def _fill_on(client: Any, cluster: ClusterOptions, job: _Job, ledger: Ledger) -> Task[None]:
     """Have the boxes done that are left, until the tile has to change and all are left again."""
-    setting, left = ledger.setting, ledger.left
-    parts = [(job, ledger.boxes[number], setting, _needed(ledger, number)) for number in left]
+    tile, left = ledger.setting.tile, ledger.left
+    job = job._replace(store=ledger.store)
+    parts = [(job, ledger.boxes[number], tile, _needed(ledger, number)) for number in left]
     work = spread(client, cluster.retries, _segment_box, parts)
     try:
         for answer in work:
             if answer is not None:
-                after, known = answer[1]
-                if after.tile != setting.tile:
-                    ledger.change(after)
-                    yield Message(after.setbacks[-1], warning=True)
-                    return
+                number, (after, known) = answer
+                yield from _tell(ledger, after)
+                if after.tile != tile:
+                    break
                 ledger.know(known)
-                ledger.check_off(left[answer[0]])
+                ledger.check_off(left[number])
             yield Progress(len(ledger.done), len(ledger.boxes), "regions")
+        else:
+            return
     finally:
         work.close()
+    ledger.change(replace(ledger.setting, tile=after.tile))
+
+
+def _tell(ledger: Ledger, theirs: Setting) -> Task[None]:
+    """Tell and record how a worker ran the network, as far as it is new."""
+    ours = ledger.setting
+    setbacks = tuple(text for text in theirs.setbacks if text not in ours.setbacks)
+    devices = {*filter(None, ours.device.split(", ")), theirs.device}
+    together = replace(
+        ours,
+        batch_size=min(ours.batch_size or theirs.batch_size, theirs.batch_size),
+        device=", ".join(sorted(devices)),
+        setbacks=(*ours.setbacks, *setbacks),
+    )
+    if together != ours:
+        ledger.change(together)
+    for text in setbacks:
+        yield Message(text, warning=True)
 
 
 def _needed(ledger: Ledger, number: int) -> Known:

@@ -166,7 +166,7 @@ class ComputeOptions(Config):
     """auto = the GPU where there is one, else the CPU."""
     threads: Annotated[int | None, Field(ge=1, le=256)] = None
     """CPU threads of a process; None = one less than there are cores, shared by the processes of a run (at least one):
-    the window stays responsive."""
+    the window stays responsive. A worker of a cluster has one."""
 
 
 class ClusterOptions(Config):
@@ -178,7 +178,8 @@ class ClusterOptions(Config):
     workers: Annotated[int, Field(ge=1, le=1024)] = 2
     """Processes of a local cluster."""
     retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """How often a part is tried again when its worker fails or dies."""
+    """How often a part is tried again that fails, or whose worker dies; how often a worker may die is decided by the
+    scheduler, where the cluster is not local (`distributed.scheduler.allowed-failures`, 3 by default)."""
 
 
 class TileOptions(Config):

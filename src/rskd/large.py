@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rskd.backend import backend_of
 from rskd.config import SegmentOptions
 from rskd.events import Message, Task
 from rskd.io import read_scan
+from rskd.io.state import state_of
 from rskd.ledger import Ledger, Place
 from rskd.plan import Box, Plan
 from rskd.recipe import SegmentRecipe, Setting
@@ -60,9 +62,10 @@ def segment_into(output: Path, model: Segmenter, scan: Scan, options: SegmentOpt
     """
     plan = Plan.of(scan, model.spec, options)
     ledger = Ledger(Place.of(output, scan.source), plan)
-    with ledger.opened(), in_use(model) as backend:
+    setting = Setting.chosen(options, model.spec, backend_of(model).device)
+    with ledger.opened(), in_use(model):
         yield from announce(plan)
-        yield from take_up(ledger, model, Setting.chosen(options, model.spec, backend.device))
+        yield from take_up(ledger, model, setting)
         while ledger.left:
             yield from _fill(ledger, model)
         yield Message("Building the smaller versions of the result.")
@@ -83,15 +86,18 @@ def take_up(ledger: Ledger, model: Segmenter, setting: Setting) -> Task[None]:
 
 
 def identity_of(plan: Plan, model: Segmenter) -> dict[str, Any]:
-    """Return all that the result depends on, as far as it can be told without reading the image."""
+    """Return all that the result depends on; a lazy image is told by size and time of its files."""
     recipe = recipe_of(model, plan, Setting(0, 0, ""))
     made = recipe.model_dump(mode="json", exclude={"tile", "batch_size", "device", "setbacks"})
     scan = plan.scan
     image = {
-        "image": None if scan.source is None else scan.source.name,
+        "state": state_of(scan),
         "shape": list(scan.data.shape),
         "axes": scan.axes,
         "dtype": str(scan.data.dtype),
+        "pixel": None if scan.spacing is None else list(scan.spacing),
+        "units": scan.units,
+        "affine": None if scan.affine is None else scan.affine.tolist(),
     }
     return made | image | {name: getattr(plan.options, name) for name in ("tile", "region", "probabilities")}
 
@@ -111,7 +117,7 @@ def _fill(ledger: Ledger, model: Segmenter) -> Task[None]:
         if after.tile != tile:
             return
         ledger.know(known)
-        ledger.write(ledger.boxes[number], room.labels, room.probabilities)
+        ledger.store.write(ledger.boxes[number], room.labels, room.probabilities)
         ledger.check_off(number)
         before += counts[number]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.errors import FileError
-from rskd.io import ome_zarr
+from rskd.io import keep_image, ome_zarr
 from rskd.io.files import locked, write_atomically
+from rskd.io.names import companion
 from rskd.plan import Box, Known, Plan
 from rskd.recipe import Setting
+from rskd.scan import Scan
 
 _CHUNK = 512
 """Side of the blocks that results are stored in, plane by plane."""
@@ -50,8 +53,7 @@ class Place:
     @property
     def image(self) -> Path | None:
         """The OME-Zarr image that the labels belong to."""
-        inside = self.output.parent.name == ome_zarr.LABELS and ome_zarr.is_ome_zarr(self.output.parent.parent)
-        return self.output.parent.parent if inside else None
+        return ome_zarr.image_of(self.output)
 
     @property
     def growing(self) -> Path:
@@ -61,10 +63,70 @@ class Place:
     @property
     def probabilities(self) -> Path:
         """Folder of the probabilities."""
-        if self.image is None:
-            return self.output.with_name(f"{self.output.name.partition('.')[0]}_probabilities.zarr")
-        stem = self.image.name.partition(".")[0]
-        return self.image.with_name(f"{stem}_{self.output.name}_probabilities.zarr")
+        return companion(self.output, "probabilities", ".zarr")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The arrays of a growing result; small, so that it can be sent to whoever writes into them.
+
+    Its folder is called by all that the values depend on: who is late with values of another result finds it gone.
+    """
+
+    folder: Path
+    axes: str
+    """Of the labels."""
+    classes: int
+    probable: bool
+    """Whether there are probabilities as well."""
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Folder of each array."""
+        names = ("labels", "probabilities") if self.probable else ("labels",)
+        return {name: self.folder / f"{name}.zarr" for name in names}
+
+    @property
+    def class_axis(self) -> int:
+        """Where the classes come in the probabilities."""
+        return 1 if self.axes[:1] == "t" else 0
+
+    def begin(self, shape: tuple[int, ...], chunks: tuple[int, ...], *, beside: Path | None) -> None:
+        """Make the arrays, empty."""
+        at = self.class_axis
+        dtype = np.min_scalar_type(self.classes - 1)
+        ome_zarr.begin(self.folders["labels"], shape, dtype, chunks=chunks, beside=beside)
+        if self.probable:
+            shape, chunks = (*shape[:at], self.classes, *shape[at:]), (*chunks[:at], 1, *chunks[at:])
+            ome_zarr.begin(self.folders["probabilities"], shape, np.dtype(np.float32), chunks=chunks, beside=None)
+
+    def write(self, box: Box, labels: NDArray[Any], probabilities: NDArray[Any] | None) -> None:
+        """Write the values of a box.
+
+        Raises
+        ------
+        FileError
+            If the arrays are gone.
+        """
+        at = self.class_axis
+        self._array("labels")[box] = labels
+        if probabilities is not None:
+            self._array("probabilities")[(*box[:at], slice(None), *box[at:])] = np.moveaxis(probabilities, 0, at)
+
+    def complete(self, scan: Scan, own: Mapping[str, Any], *, beside: bool) -> None:
+        """Make images of the arrays, in the world of a scan."""
+        at = self.class_axis
+        labels = scan.like(self._array("labels"), self.axes)
+        ome_zarr.complete(self.folders["labels"], labels, labels=True, beside=beside, own=own)
+        if self.probable:
+            values = scan.like(self._array("probabilities"), f"{self.axes[:at]}c{self.axes[at:]}")
+            ome_zarr.complete(self.folders["probabilities"], values, labels=False, own=own)
+
+    def _array(self, name: str) -> Any:
+        folder = self.folders[name]
+        if not ome_zarr.is_ome_zarr(folder):
+            raise FileError(f"{folder.parent} is gone: the work was begun anew or ended elsewhere, repeat the command.")
+        return ome_zarr.full_resolution(folder)
 
 
 class Ledger:
@@ -87,26 +149,25 @@ class Ledger:
         self.setting = Setting(0, 0, "")
         """How the network is run."""
         self.identity: Mapping[str, Any] = {}
-        """All that the result depends on, as far as it can be told without reading the image."""
+        """All that the result depends on."""
         self.known: Known = {}
         """Ranges that were measured."""
         self.boxes: list[Box] = []
         """All boxes, in order."""
         self.done: set[int] = set()
         """Numbers of those that are written."""
+        self._whole = False  # everything is written and described, and may be on its way to its place
+
+    @property
+    def store(self) -> Store:
+        """The arrays."""
+        made = json.dumps([self.identity, self.setting.tile], sort_keys=True)
+        folder = self.place.growing / hashlib.sha256(made.encode()).hexdigest()[:16]
+        return Store(folder, self.plan.axes, len(self.plan.spec.classes), self.plan.options.probabilities)
 
     @property
     def _file(self) -> Path:
         return self.place.growing / "ledger.jsonl"
-
-    @property
-    def _folders(self) -> dict[str, Path]:
-        folders = {"labels": self.place.growing / "labels.zarr"}
-        return folders | ({"probabilities": self.place.growing / "probabilities.zarr"} if self._probable else {})
-
-    @property
-    def _probable(self) -> bool:
-        return self.plan.options.probabilities
 
     @property
     def left(self) -> list[int]:
@@ -120,26 +181,44 @@ class Ledger:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder, and keep other processes out of it.
+        """Make the folder, and keep other processes out of it; it goes again if nothing is begun, or all is finished.
 
         Raises
         ------
         FileError
-            If the place cannot be written to.
+            If the place cannot be written to, or what lies there is no result of this program.
         ParameterError
-            If another process is at work there.
+            If another process is at work there, or the result would replace the image.
         """
         ome_zarr.stored_axes(self.plan.scan)
-        name = self.place.output.name
+        self._check_places()
+        name, lock = self.place.output.name, self.place.growing / "lock"
         try:
             self.place.growing.mkdir(parents=True, exist_ok=True)
-            (self.place.growing / "lock").touch()
+            lock.touch()
         except OSError as error:
             raise FileError(f"{name} cannot be written into {self.place.output.parent}: {error.strerror}.") from error
-        if self.place.output.exists() and not ome_zarr.is_ome_zarr(self.place.output):
-            raise FileError(f"{name} cannot be written: there is something else of that name, choose another.")
-        with locked(self.place.growing / "lock", f"{name} is being written by another process: wait for it."):
-            yield
+        with locked(lock, f"{name} is being written by another process: wait for it."):
+            try:
+                yield
+            finally:
+                if not self.begun:
+                    shutil.rmtree(self.place.growing, ignore_errors=True)
+
+    def _check_places(self) -> None:
+        output, probabilities = self.place.output, self.place.probabilities
+        if self.place.image is None:
+            keep_image(output, self.plan.scan)
+        if output.exists() and not ome_zarr.is_ome_zarr(output):
+            raise FileError(f"{output.name} cannot be written: there is something else of that name, choose another.")
+        if not self.plan.options.probabilities:
+            return
+        keep_image(probabilities, self.plan.scan)
+        if probabilities.exists() and ome_zarr.recipe_in(probabilities) is None:
+            raise FileError(
+                f"{probabilities.name}, where the probabilities would go, is no result of this program: rename it, or "
+                "choose another output."
+            )
 
     def resume(self, identity: Mapping[str, Any], *, device: str) -> bool:
         """Take up what is there if it is the same result; returns whether it is.
@@ -152,23 +231,33 @@ class Ledger:
             Where the network runs from now on.
         """
         try:
-            head, *lines = self._file.read_text("utf-8").splitlines()
+            text = self._file.read_text("utf-8", errors="replace")
+            head, *lines = text.splitlines()
             facts = json.loads(head)
-            if facts["identity"] != json.loads(json.dumps(identity)):
+            setting = Setting.from_json(facts["setting"])
+            if facts["identity"] != _as_json(identity) or facts["steps"] != self._steps(setting):
                 return False
-            self._prepare(Setting.from_json(facts["setting"]))
-            self.identity = identity
+            self._prepare(identity, setting)
         except (OSError, ValueError, KeyError, TypeError):
             return False
         for line in lines:
             with suppress(ValueError):  # the last one may have been cut off
                 self._take(json.loads(line))
-        self.setting = replace(self.setting, device=device)
-        return True
+        if not text.endswith("\n"):
+            self._add("\n")
+        self.setting = replace(self.setting, device=device or self.setting.device)
+        return all(found for found in self._found())
+
+    def _found(self) -> Iterator[bool]:
+        """Yield whether each array is there; where everything is whole it may be in its place already."""
+        for name, folder in self.store.folders.items():
+            yield folder.exists() or (self._whole and self._targets[name].exists())
 
     def _take(self, fact: Mapping[str, Any]) -> None:
         if "box" in fact:
             self.done.add(int(fact["box"]))
+        elif "whole" in fact:
+            self._whole = True
         elif "setting" in fact:
             self.setting = Setting.from_json(fact["setting"])
         else:
@@ -177,19 +266,15 @@ class Ledger:
     def start(self, identity: Mapping[str, Any], setting: Setting) -> None:
         """Begin anew."""
         self._file.unlink(missing_ok=True)
-        self._prepare(setting)
-        self.identity = identity
-        self.done = set()
-        shape, dtype = self.plan.shape, np.min_scalar_type(len(self.plan.spec.classes) - 1)
+        self._prepare(identity, setting)
+        self.done, self._whole = set(), False
+        for folder in self.place.growing.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+        shape = self.plan.shape
         chunks = tuple(min(self._multiple[axis], n) for axis, n in zip(self.plan.axes, shape, strict=True))
-        ome_zarr.begin(self._folders["labels"], shape, dtype, chunks=chunks, beside=self.place.image)
-        if self._probable:
-            at = self._class_axis
-            shape = (*shape[:at], len(self.plan.spec.classes), *shape[at:])
-            chunks = (*chunks[:at], 1, *chunks[at:])
-            real = np.dtype(np.float32)
-            ome_zarr.begin(self._folders["probabilities"], shape, real, chunks=chunks, beside=None)
-        head = {"identity": identity, "setting": asdict(setting)}
+        self.store.begin(shape, chunks, beside=self.place.image)
+        head = {"identity": _as_json(identity), "setting": asdict(setting), "steps": self._steps(setting)}
         write_atomically(self._file, (json.dumps(head) + "\n").encode())
         for (axis, plane), ranges in self.known.items():
             self._append({"axis": axis, "plane": plane, "range": ranges})
@@ -209,42 +294,36 @@ class Ledger:
                 self.known[axis, plane] = ranges
                 self._append({"axis": axis, "plane": plane, "range": ranges})
 
-    def write(self, box: Box, labels: NDArray[Any], probabilities: NDArray[Any] | None) -> None:
-        """Write the values of a box; `check_off` records it."""
-        ome_zarr.full_resolution(self._folders["labels"])[box] = labels
-        if probabilities is not None:
-            at = self._class_axis
-            place = (*box[:at], slice(None), *box[at:])
-            ome_zarr.full_resolution(self._folders["probabilities"])[place] = np.moveaxis(probabilities, 0, at)
-
     def check_off(self, number: int) -> None:
         """Record that a box is written."""
         self.done.add(number)
         self._append({"box": number})
 
     def finish(self, own: Mapping[str, Any]) -> None:
-        """Make the result whole and move it to its place."""
-        axes = self.plan.axes
+        """Make the result whole and move it to its place; whatever ends this, it can be called again."""
         image = self.place.image
-        labels = self.plan.scan.like(ome_zarr.full_resolution(self._folders["labels"]), axes)
-        ome_zarr.complete(self._folders["labels"], labels, labels=True, beside=image is not None, own=own)
-        if self._probable:
-            values = ome_zarr.full_resolution(self._folders["probabilities"])
-            scan = self.plan.scan.like(values, f"{axes[: self._class_axis]}c{axes[self._class_axis :]}")
-            ome_zarr.complete(self._folders["probabilities"], scan, labels=False, own=own)
-            _move(self._folders["probabilities"], self.place.probabilities)
-        _move(self._folders["labels"], self.place.output)
+        if not self._whole:
+            self.store.complete(self.plan.scan, own, beside=image is not None)
+            self._append({"whole": True})
+            self._whole = True
+        for name, target in self._targets.items():
+            _move(self.store.folders[name], target)
         if image is not None:
             ome_zarr.enlist_labels(image, self.place.output.name)
-        shutil.rmtree(self.place.growing, ignore_errors=True)
-
-    def _prepare(self, setting: Setting) -> None:
-        steps = self.plan.steps(memory=_MEMORY, tile=setting.tile, multiple=self._multiple)
-        self.setting, self.boxes = setting, list(self.plan.boxes(steps))
+        self._file.unlink()
 
     @property
-    def _class_axis(self) -> int:
-        return 1 if self.plan.axes[:1] == "t" else 0
+    def _targets(self) -> dict[str, Path]:
+        """Where each array goes, the labels last: with them everything is there."""
+        places = {"probabilities": self.place.probabilities, "labels": self.place.output}
+        return {name: place for name, place in places.items() if name in self.store.folders}
+
+    def _prepare(self, identity: Mapping[str, Any], setting: Setting) -> None:
+        self.identity, self.setting = identity, setting
+        self.boxes = list(self.plan.boxes(self._steps(setting)))
+
+    def _steps(self, setting: Setting) -> dict[str, int]:
+        return self.plan.steps(memory=_MEMORY, tile=setting.tile, multiple=self._multiple)
 
     @property
     def _multiple(self) -> dict[str, int]:
@@ -254,23 +333,31 @@ class Ledger:
         return {axis: 1 if axis == "t" or (flat and axis == "z") else side for axis in self.plan.axes}
 
     def _append(self, fact: Mapping[str, Any]) -> None:
+        self._add(json.dumps(fact) + "\n")
+
+    def _add(self, text: str) -> None:
         try:
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(fact) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise FileError(f"{self._file} cannot be written: {error.strerror}.") from error
 
 
+def _as_json(identity: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(identity))
+
+
 def _move(source: Path, target: Path) -> None:
-    """Put a folder in its place; one that is there goes."""
+    """Put a folder in its place, unless it is there already; one that was there before goes."""
     aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        if target.exists():
-            os.replace(target, aside)
-        os.replace(source, target)
+        if source.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            if target.exists():
+                os.replace(target, aside)
+            os.replace(source, target)
     except OSError as error:
         raise FileError(f"{target.name} cannot be written into {target.parent}: {error.strerror}.") from error
     shutil.rmtree(aside, ignore_errors=True)
