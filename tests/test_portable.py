@@ -1,5 +1,6 @@
 """What differs between systems: replacing a file that somebody reads, and locks. Windows is tried through the seams."""
 
+import errno
 import os
 import sys
 from types import SimpleNamespace
@@ -86,4 +87,23 @@ def test_the_lock_of_this_system_is_opened_when_its_holder_ends(tmp_path):
     with folder.locked(), pytest.raises(ParameterError, match="worked on by another process"), folder.locked():
         pass
     with folder.locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.EWOULDBLOCK, ParameterError, "wait for it"),
+        (errno.EACCES, ParameterError, "wait for it"),
+        (errno.EDEADLK, ParameterError, "wait for it"),
+        (errno.ENOLCK, FileError, "gives no locks .No locks available.: choose a folder on another disk"),
+        (errno.ENOTSUP, FileError, "gives no locks"),
+    ],
+)
+def test_a_disk_without_locks_is_no_other_process(tmp_path, monkeypatch, code, kind, words):
+    def refuse(file):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "_lock", refuse)
+    with pytest.raises(kind, match=words), files.locked(tmp_path / "lock", "wait for it"):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ ATTEMPTS = 20
 """How often a file is tried to be replaced on Windows while another program has it open."""
 PAUSE = 0.05
 """Seconds between two attempts."""
+_TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+"""What a system says of a lock that somebody else has; `EDEADLK` after Windows has waited for it."""
 
 
 @contextmanager
@@ -105,12 +108,20 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     ------
     ParameterError
         If another process has the lock.
+    FileError
+        If the file system knows no locks.
     """
     with path.open("ab") as file:
         try:
             _lock(file)
         except OSError as error:
-            raise ParameterError(refusal) from error
+            if error.errno in _TAKEN:
+                raise ParameterError(refusal) from error
+            reason = error.strerror or str(error)
+            raise FileError(
+                f"{path.parent} cannot be kept from other processes, since its file system gives no locks ({reason}): "
+                "choose a folder on another disk."
+            ) from error
         yield
 
 
