@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ from rskd.config import CaseOptions, DataOptions, ModelSpec
 from rskd.errors import DataError, ParameterError
 from rskd.io import SUFFIXES, read_labels, read_scan
 from rskd.io.slices import Slices
-from rskd.scan import Scan, move_axes
+from rskd.scan import SPATIAL, Scan, move_axes
 
 _WHITE = (255, 65535)
+_COLOURS = ("red", "green", "blue")
 _MISALIGNED = 0.1
 """Largest distance, in voxels, by which a mask may lie off its image."""
 
@@ -62,9 +63,21 @@ class CaseArrays(NamedTuple):
     image: NDArray[np.generic]
     """S C H W, as stored."""
     mask: NDArray[np.int64] | None
-    """S H W, class index."""
+    """S H W, class index; where classes may overlap S K H W, whether each of them is there (0 or 1), no background."""
     region: NDArray[np.bool_] | None
     """S H W, true where pixels count."""
+
+
+def shows(mask: NDArray[np.integer], label: int) -> NDArray[np.bool_]:
+    """Return where a class is, S H W, by its number from 1, in the mask of a case of either kind.
+
+    Examples
+    --------
+    >>> shows(np.array([[[0, 2]]]), 2), shows(np.array([[[[0, 1]], [[1, 1]]]]), 2)
+    (array([[[False,  True]]]), array([[[ True,  True]]]))
+    """
+    found: NDArray[np.bool_] = mask == label if mask.ndim == 3 else mask[:, label - 1] == 1
+    return found
 
 
 def find_cases(options: CaseOptions) -> list[Case]:
@@ -172,9 +185,10 @@ def read_partners(case: Case, scan: Scan, spec: ModelSpec) -> CaseArrays:
         raise DataError(f"{case.image.name}: {error}") from error
     mask = region = None
     if case.mask is not None:
-        mask = _class_indices(_partner_values(case.mask, scan), len(spec.classes), case.mask.name)
+        read_mask = _class_planes if spec.overlapping else _class_indices
+        mask = read_mask(case.mask, scan, len(spec.classes))
     if case.region is not None:
-        region = _partner_values(case.region, scan) != 0
+        region = _as_planes(case.region, _without_channels(case.region, read_labels(case.region)), scan) != 0
     return CaseArrays(image, mask, region)
 
 
@@ -265,9 +279,41 @@ def _numbers(paths: Sequence[Path]) -> dict[Path, tuple[int, ...]]:
     return {path: tuple(numbers[i] for i in varying) if numbers else () for path, numbers in found.items()}
 
 
-def _partner_values(path: Path, image: Scan) -> NDArray[Any]:
-    """Read a mask or region and return it as S H W, in the order of the image's planes."""
-    scan = _without_channels(path, read_labels(path))
+def _class_indices(path: Path, image: Scan, classes: int) -> NDArray[np.int64]:
+    """Read a mask of one class per pixel, S H W."""
+    return _numbered(path, _as_planes(path, _without_channels(path, read_labels(path)), image), classes)
+
+
+def _class_planes(path: Path, image: Scan, classes: int) -> NDArray[np.int64]:
+    """Read a mask of classes that may overlap, S K H W: a plane for each, or class numbers where none overlap."""
+    scan = read_labels(path)
+    axis = _class_axis(scan, image)
+    if axis is None:
+        indices = _numbered(path, _as_planes(path, _without_channels(path, scan), image), classes)
+        return np.stack([indices == label for label in range(1, classes)], axis=1).astype(np.int64)
+    parts = np.moveaxis(np.asarray(scan.data), scan.axes.index(axis), 0)
+    if len(parts) != classes - 1:
+        raise DataError(f"{path.name} has {len(parts)} planes for every pixel: {classes - 1} classes need one each.")
+    axes = scan.axes.replace(axis, "")
+    geometry = Scan(parts[0], axes) if axis in SPATIAL else scan.like(parts[0], axes)
+    planes = [_numbered(path, _as_planes(path, replace(geometry, data=part), image), 2) for part in parts]
+    return np.stack(planes, axis=1)
+
+
+def _class_axis(mask: Scan, image: Scan) -> str | None:
+    """Return the axis of a mask along which the classes lie: c, or the one that its image has not."""
+    own, others = (
+        [axis for axis, size in zip(scan.axes, scan.data.shape, strict=True) if size > 1] for scan in (mask, image)
+    )
+    others = [axis for axis in others if axis != "c"]
+    if len(own) <= len(others) or (mask.channels[:3] == _COLOURS and _is_grey(mask)):
+        return None
+    more = [axis for axis in own if axis not in others]
+    return "c" if "c" in more else next(iter(more), None)
+
+
+def _as_planes(path: Path, scan: Scan, image: Scan) -> NDArray[Any]:
+    """Return a mask or region as S H W, in the order of the image's planes."""
     axes = image.axes.replace("c", "")
     shape = tuple(n for n, axis in zip(image.data.shape, image.axes, strict=True) if axis != "c")
     if np.squeeze(scan.data).shape != tuple(n for n in shape if n > 1):
@@ -284,11 +330,20 @@ def _without_channels(path: Path, scan: Scan) -> Scan:
     """Accept a mask that was saved as a colour picture of greys."""
     if "c" not in scan.axes:
         return scan
-    channels = np.moveaxis(np.asarray(scan.data), scan.axes.index("c"), 0)
-    colours = channels[:-1] if scan.channels[-1:] == ("alpha",) else channels
-    if (colours != colours[0]).any():
+    if not _is_grey(scan):
         raise DataError(f"{path.name} is a colour picture: save the mask with one class number per pixel.")
-    return scan.like(colours[0], scan.axes.replace("c", ""))
+    return scan.like(_colours(scan)[0], scan.axes.replace("c", ""))
+
+
+def _is_grey(scan: Scan) -> bool:
+    colours = _colours(scan)
+    return not (colours != colours[0]).any()
+
+
+def _colours(scan: Scan) -> NDArray[Any]:
+    """Return the channels of a picture, c first, without transparency."""
+    channels = np.moveaxis(np.asarray(scan.data), scan.axes.index("c"), 0)
+    return channels[:-1] if scan.channels[-1:] == ("alpha",) else channels
 
 
 def _check_place(path: Path, mask: Scan, image: Scan) -> None:
@@ -307,7 +362,7 @@ def _check_place(path: Path, mask: Scan, image: Scan) -> None:
         )
 
 
-def _class_indices(values: NDArray[Any], classes: int, name: str) -> NDArray[np.int64]:
+def _numbered(path: Path, values: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """Return the classes that mask values stand for; with two classes, black and white are background and class 1."""
     found = np.unique(values)
     if classes == 2 and any(set(found.tolist()) <= {0, white} for white in _WHITE):
@@ -316,7 +371,7 @@ def _class_indices(values: NDArray[Any], classes: int, name: str) -> NDArray[np.
         listed = ", ".join(f"{value:g}" for value in found[:6]) + (" …" if len(found) > 6 else "")
         pair = " or 0 and 255" if classes == 2 else ""
         raise DataError(
-            f"{name} has the values {listed}: {classes} classes need 0 … {classes - 1}{pair}, saved without loss."
+            f"{path.name} has the values {listed}: {classes} classes need 0 … {classes - 1}{pair}, saved without loss."
         )
     indices: NDArray[np.int64] = values.astype(np.int64)
     return indices

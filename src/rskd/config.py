@@ -88,7 +88,10 @@ class ModelSpec(Config):
     """How stem and decoder are normalised: over the batch, or every image by itself (for small batches, and for batches
     that several processes share)."""
     classes: tuple[ClassInfo, ...] = (BACKGROUND, ClassInfo(name="foreground"))
-    """The classes in the order of the network's outputs; the first one is the background."""
+    """The classes; the first one is the background, the others are in the order of the network's outputs."""
+    overlapping: bool = False
+    """Classes may overlap: a pixel can belong to several of them, or to none. Every class but the background then has
+    an output and a decision of its own (there from a probability of 0.5 on); the background has none."""
     normalisation: Literal["zscore", "percentile"] = "zscore"
     """How the intensities of every image and channel are brought to a common range: mean 0 and deviation 1,
     or 1st and 99th percentile to -1 and 1."""
@@ -116,6 +119,17 @@ class ModelSpec(Config):
             raise ValueError(f"channels names {len(self.channels)} channels, in_channels is {self.in_channels}")
         return self
 
+    @property
+    def outputs(self) -> tuple[ClassInfo, ...]:
+        """The classes of the network's channels: all of them, or, where they may overlap, all but the background.
+
+        Examples
+        --------
+        >>> [info.name for info in ModelSpec(name="net", overlapping=True).outputs]
+        ['foreground']
+        """
+        return self.classes[1:] if self.overlapping else self.classes
+
 
 class ForeignSpec(Config):
     """What a network from elsewhere takes and gives: the content of the JSON file beside it."""
@@ -124,6 +138,8 @@ class ForeignSpec(Config):
     """Number of image channels."""
     classes: tuple[ClassInfo, ...]
     """The classes in the order of its outputs, the background first; a name alone will do."""
+    overlapping: bool = False
+    """Its classes may overlap: it has an output for every class but the background; see `ModelSpec`."""
     image_size: Annotated[int, Field(ge=16, le=4096)]
     """Side of the square tiles that it takes, in pixels."""
     normalisation: Literal["zscore", "percentile"]

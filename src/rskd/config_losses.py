@@ -23,7 +23,8 @@ class TaskLossOptions(Config):
     boundary: Weight = 0.0
     """Weight of the boundary term, which counts a wrong pixel by its distance to the border of its class; 0 = off."""
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    """Weight of every class in the term on pixels, background first; empty = all alike."""
+    """Weight of every class in the term on pixels, background first; empty = all alike. Where classes may overlap the
+    background has none."""
 
     per_image: bool = False
     """Compute the loss of every image by itself and take the mean: a batch in parts, or on several processes, then

@@ -169,6 +169,8 @@ class TrainJob(Config):
     """New folder for everything the run writes."""
     classes: tuple[str, ...] = ()
     """Names of the classes without the background, for a fresh network; left out: one class, "foreground"."""
+    overlapping: bool = False
+    """The classes of a fresh network may overlap: a pixel can belong to several of them."""
     training: TrainOptions = TrainOptions()
     """The loop."""
     compute: ComputeOptions = ComputeOptions()

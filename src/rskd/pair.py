@@ -49,7 +49,8 @@ def _fresh_spec(job: TrainJob, case: Case) -> ModelSpec:
     scan = read_scan(case.image)
     channels = tuple(channel for channel in scan.channels if channel != "alpha")
     count = len(channels) or scan.channel_count
-    spec = fresh_spec(job.model, in_channels=count, classes=job.classes or ("foreground",))
+    classes = job.classes or ("foreground",)
+    spec = fresh_spec(job.model, in_channels=count, classes=classes, overlapping=job.overlapping)
     return spec.model_copy(update={"channels": channels})
 
 
@@ -58,6 +59,7 @@ def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
     for what, mine, theirs in (
         ("number of image channels", student.in_channels, teacher.in_channels),
         ("classes", _names(student), _names(teacher)),
+        ("kind of classes", _kind(student), _kind(teacher)),
         ("intensities", student.normalisation, teacher.normalisation),
         ("size of the whole picture", student.frame, teacher.frame),
     ):
@@ -89,6 +91,10 @@ def _seeing_alike(student: ModelSpec, teacher: ModelSpec) -> ModelSpec:
 
 def _names(spec: ModelSpec) -> str:
     return ", ".join(info.name for info in spec.classes)
+
+
+def _kind(spec: ModelSpec) -> str:
+    return "classes that may overlap" if spec.overlapping else "one class per pixel"
 
 
 def check_patch(options: TrainOptions, student: Segmenter, teacher: Segmenter | None) -> None:

@@ -121,6 +121,8 @@ class Plan:
         ParameterError
             If scan, network and options do not fit together.
         """
+        if spec.overlapping:
+            raise ParameterError(f"The classes of {spec.name} may overlap: it can be trained, but not segment yet.")
         scan = scan.at_level(options.level)
         if "z" not in scan.axes and options.axis not in ("auto", "z"):
             raise ParameterError(
@@ -147,7 +149,7 @@ class Plan:
         """What a pixel of a plane takes while it is worked on: as read, as the network sees it, and its classes."""
         itemsize = int(np.dtype(self.scan.data.dtype).itemsize)
         scale = max(1.0, *(math.prod(view.seen) / math.prod(view.slices.plane_shape) for view in self.views))
-        work = scale * self.spec.in_channels * (itemsize + 4) + 4 * len(self.spec.classes) * (1 + scale)
+        work = scale * self.spec.in_channels * (itemsize + 4) + 4 * len(self.spec.outputs) * (1 + scale)
         return math.ceil(work)
 
     def boxes(self, steps: Mapping[str, int]) -> Iterator[Box]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rskd.cases import Case, content_hash, find_cases, patients, read_partners, split_cases
+from rskd.cases import Case, content_hash, find_cases, patients, read_partners, shows, split_cases
 from rskd.compute import use_threads
 from rskd.config import ModelSpec
 from rskd.data import Slice, load_slices
@@ -152,7 +152,7 @@ class _Look:
         side.empty += not arrays.mask.any()
         assert side.per_class is not None  # noqa: S101 - `over` made it
         for index, name in enumerate(side.per_class, 1):
-            side.per_class[name] += int((arrays.mask == index).any(axis=(1, 2)).sum())
+            side.per_class[name] += int(shows(arrays.mask, index).any(axis=(1, 2)).sum())
 
     def _see_geometry(self, scan: Scan) -> None:
         self._shapes[scan.axes].append(tuple(scan.data.shape))

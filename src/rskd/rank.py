@@ -120,10 +120,13 @@ def observe(model: Segmenter, scan: Scan, options: RankOptions) -> tuple[int, To
 
 
 def _gradient(model: Segmenter, image: Tensor, block: int) -> tuple[int, TokenImportance]:
-    """Return the importance for the network's own answer: the cross-entropy against its most likely classes."""
+    """Return the importance for the network's own answer: the cross-entropy against what it finds most likely."""
     with torch.enable_grad(), observe_features(model, [block]) as observation:
         logits = model(image)  # 1 K H W
-        loss = F.cross_entropy(logits, logits.argmax(1))
+        if model.spec.overlapping:
+            loss = F.binary_cross_entropy_with_logits(logits, (logits >= 0).float())
+        else:
+            loss = F.cross_entropy(logits, logits.argmax(1))
         ((index, features),) = observation.items()
         scores = gradient_importance(features, loss)
     return index, TokenImportance(scores, features.grid, features.name)

@@ -43,7 +43,7 @@ class CaseRecord:
     side: str
     """"training" or "validation"."""
     targets: Sequence[NDArray[np.integer]]
-    """Class indices of every plane at the size at which the network works; negative = no label."""
+    """Target of every plane at the size at which the network works, as `rskd.data.Slice` has it."""
 
 
 def record_session(folder: Path, *, device: str, threads: int, processes: int, step: int) -> None:
@@ -145,7 +145,7 @@ def describe_data(records: Iterable[CaseRecord], classes: Sequence[str], *, seed
 def _describe(record: CaseRecord, classes: Sequence[str]) -> Fields:
     case = record.case
     image = content_hash(case.image)
-    counts = sum((np.bincount(target.ravel() + 1, minlength=len(classes) + 1) for target in record.targets), start=0)
+    counts = sum((_count(target, len(classes)) for target in record.targets), start=0)
     pixels = dict(zip([UNLABELLED, *classes], np.atleast_1d(counts).tolist(), strict=False))
     return {
         "case": image[:12],
@@ -156,6 +156,20 @@ def _describe(record: CaseRecord, classes: Sequence[str]) -> Fields:
         "planes": len(record.targets),
         "pixels": pixels,
     }
+
+
+def _count(target: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Return the number of pixels without a label, of the background, and of every other class.
+
+    Examples
+    --------
+    >>> _count(np.array([[-1, 0, 2, 2]]), 3), _count(np.array([[[-1, 0, 1, 1]], [[-1, 0, 0, 1]]]), 3)
+    (array([1, 1, 0, 2]), array([1, 1, 2, 1]))
+    """
+    if target.ndim == 2:
+        return np.bincount(target.ravel() + 1, minlength=classes + 1)
+    nothing = np.count_nonzero(target.max(0) == 0)
+    return np.array([np.count_nonzero(target[0] < 0), nothing, *np.count_nonzero(target == 1, axis=(1, 2))])
 
 
 def on_both_sides(data: Fields) -> list[str]:

@@ -45,7 +45,7 @@ def augmented(
     image : Tensor
         C, patch, patch.
     target : Tensor
-        patch, patch; `IGNORE` outside of the plane.
+        patch, patch; or K, patch, patch where classes may overlap; `IGNORE` outside of the plane.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def augmented(
 def cut(
     plane: Slice, centre: tuple[float, float], turn: Tensor, patch: int, *, bend: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return image (C, patch, patch) and target (patch, patch) around `centre`, seen through the 2 × 2 matrix `turn`.
+    """Return image (C, patch, patch) and target ([K,] patch, patch) around `centre`, seen through a matrix `turn`.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def cut(
     centre
         Row and column of the patch's middle, in pixels.
     turn
-        Maps an offset (x, y) in the patch to an offset in the plane.
+        2 × 2, maps an offset (x, y) in the patch to an offset in the plane.
     patch
         Side in pixels.
     bend
@@ -96,11 +96,11 @@ def _bilinear(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _nearest(target: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the target (H, W) at the pixels nearest to places (h, w), `IGNORE` outside; reads no more than that."""
-    height, width = target.shape
+    """Return the target ([K,] H, W) at the pixels nearest to places (h, w), `IGNORE` outside; reads no more."""
+    height, width = target.shape[-2:]
     row, column = rows.round().long(), columns.round().long()
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    found = target[row.clamp(0, height - 1), column.clamp(0, width - 1)]
+    found = target[..., row.clamp(0, height - 1), column.clamp(0, width - 1)]
     return found.masked_fill_(~inside, IGNORE)
 
 

@@ -66,7 +66,7 @@ class Places:
 
     def __init__(self, slices: Sequence[Slice], patch: int, options: SamplingOptions) -> None:
         self._options, self._patch = options, patch
-        self._sizes = [(plane.target.shape[0], plane.target.shape[1]) for plane in slices]
+        self._sizes = [(plane.target.shape[-2], plane.target.shape[-1]) for plane in slices]
         self._pixels = [_pixels_by_class(plane) for plane in slices]
         labelled = [index for index, plane in enumerate(slices) if bool((plane.target >= 0).any())]
         unlabelled = sorted(set(range(len(slices))) - set(labelled))
@@ -107,7 +107,10 @@ class Places:
 
 
 def _pixels_by_class(plane: Slice) -> dict[int, NDArray[Any]]:
-    """Return the places (row · width + column) of the pixels of every class but the background."""
+    """Return the places (row · width + column) of the pixels of every class but the background, by its number."""
+    if plane.target.ndim == 3:  # classes may overlap
+        found = {label: np.flatnonzero(own == 1) for label, own in enumerate(plane.target.numpy(), 1)}
+        return {label: pixels for label, pixels in found.items() if len(pixels)}
     target = plane.target.numpy().ravel()
     return {int(number): np.flatnonzero(target == number) for number in np.unique(target[target > 0])}
 

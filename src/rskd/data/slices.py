@@ -37,7 +37,7 @@ class Slice:
     image: Tensor
     """C H W, normalised, float32."""
     target: Tensor
-    """H W, class index or `IGNORE`, int64."""
+    """H W, class index or `IGNORE`, int64; where classes may overlap K H W, whether each is there: 0, 1, `IGNORE`."""
     pixel: tuple[float, float] | None = None
     """Height and width of a pixel in mm; `None` = unknown."""
 
@@ -54,8 +54,10 @@ def load_slices(case: Case, spec: ModelSpec) -> list[Slice]:
     slices = []
     for index, image in enumerate(images):
         planes = torch.from_numpy(normalise(image, spec))
-        target = torch.full(planes.shape[1:], IGNORE)
-        if masks is not None:
+        if masks is None:
+            outputs = (len(spec.outputs),) if spec.overlapping else ()
+            target = torch.full((*outputs, *planes.shape[1:]), IGNORE)
+        else:
             target = torch.from_numpy(masks[index].astype(np.int64))
             if regions is not None:
                 target = target.masked_fill(~torch.from_numpy(regions[index]), IGNORE)
@@ -107,8 +109,9 @@ def _pixel(scan: Scan, view: View) -> tuple[float, float] | None:
 
 def _resized(image: Tensor, target: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Bring a plane to the height and width at which the network sees it."""
-    if target.shape == size:
+    if target.shape[-2:] == size:
         return image, target
     image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    target = F.interpolate(target[None, None].double(), size, mode="nearest-exact")[0, 0].long()
+    whole = target.reshape(1, -1, *target.shape[-2:])  # 1 K H W
+    target = F.interpolate(whole.double(), size, mode="nearest-exact").long().reshape(*target.shape[:-2], *size)
     return image, target

@@ -27,7 +27,7 @@ class Batch:
     images: Tensor
     """B C H W."""
     targets: Tensor
-    """B H W, class index or `IGNORE`."""
+    """B H W, class index or `IGNORE`; where classes may overlap B K H W, whether each is there (0, 1 or `IGNORE`)."""
     cases: tuple[str, ...]
     """B names: where each patch comes from."""
     views: tuple[int, ...]
@@ -113,7 +113,7 @@ class PatchSampler:
         return [int(_order(self._seed, turn, self.views)[place]) for turn, place in turns]
 
     def view(self, number: int) -> tuple[Tensor, Tensor, str]:
-        """Return image (C, patch, patch) and target (patch, patch) of a view, and the case it comes from."""
+        """Return image (C, patch, patch) and target ([K,] patch, patch) of a view, and the case it comes from."""
         rng = np.random.default_rng((self._seed, number))
         index, centre = self._places.draw(rng)
         plane = self._slices[index]

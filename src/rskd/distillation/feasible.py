@@ -27,7 +27,7 @@ def feasible(options: DistillOptions, teacher: Segmenter | ForeignNetwork) -> tu
     Raises
     ------
     ModelError
-        If a term with a weight of its own needs what the teacher cannot show.
+        If a term with a weight of its own needs what the teacher cannot show, or one class per pixel.
 
     Examples
     --------
@@ -35,6 +35,12 @@ def feasible(options: DistillOptions, teacher: Segmenter | ForeignNetwork) -> tu
     >>> feasible(DistillOptions(), Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"])))[1]
     []
     """
+    exclusive = [name for name in chosen(options.baselines) if BASELINES[name].exclusive]
+    if teacher.spec.overlapping and exclusive:
+        raise ModelError(
+            f"The term {exclusive[0]!r} needs one class per pixel, the classes of {teacher.spec.name} may overlap: set "
+            "its weight to 0."
+        )
     if not isinstance(teacher, ForeignNetwork):
         return options, []
     because = f"{teacher.spec.name} ({teacher.spec.encoder}) shows {SHOWS[teacher.is_open]}"

@@ -136,7 +136,7 @@ class Objective(nn.Module):
         images
             B C H W.
         targets
-            B H W; negative = no label.
+            B H W; negative = no label; B K H W where classes may overlap.
         views
             B numbers by which `cache` knows the images; ``None`` = the teacher is asked whatever there is.
         """
@@ -170,8 +170,9 @@ class Objective(nn.Module):
     def _distillation(self, student: Features, teacher: Features, targets: Tensor) -> dict[str, Tensor]:
         losses = {}
         if self.options.logits.weight:
-            temperature = self.options.logits.temperature
-            losses["logits"] = logits_loss(student.logits, teacher.logits, temperature=temperature)
+            temperature, overlapping = self.options.logits.temperature, self.student.spec.overlapping
+            both = student.logits, teacher.logits
+            losses["logits"] = logits_loss(*both, temperature=temperature, overlapping=overlapping)
         for name, term in self.terms.items():
             if name == "ranking":
                 losses[name] = _ranking(term, student, teacher)

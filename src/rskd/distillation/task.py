@@ -85,8 +85,8 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 def _check_classes(options: TaskLossOptions, classes: int) -> None:
     if options.class_weights and len(options.class_weights) != classes:
         raise ParameterError(
-            f"class_weights names {len(options.class_weights)} weights, the network has {classes} classes: "
-            "name one for each, the background first."
+            f"class_weights names {len(options.class_weights)} weights, the network has {classes} classes: name one "
+            "for each, the background first (where classes may overlap it has none)."
         )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import reduce
 from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rskd.models.segmenter import Segmenter
 
@@ -38,12 +41,22 @@ class Augmented(nn.Module):
         self._versions = [*product(range(4) if rotations else (0, 2), (False, True))]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logarithms of the mean probabilities (B, K, H, W), which softmax leaves as they are."""
-        total: Tensor | None = None
-        for quarters, flipped in self._versions:
-            seen = torch.rot90(images.flip(3) if flipped else images, quarters, (2, 3))
-            answer = torch.rot90(self.model(seen).log_softmax(1), -quarters, (2, 3))
-            answer = answer.flip(3) if flipped else answer
-            total = answer if total is None else torch.logaddexp(total, answer)
-        assert total is not None  # noqa: S101 - there are always versions
-        return total - math.log(len(self._versions))
+        """Return the logarithms of the mean probabilities (B, K, H, W), which softmax leaves as they are.
+
+        Where classes may overlap, the logits of the mean probabilities, of which these are the sigmoid.
+        """
+        answers = [self._answer(images, *version) for version in self._versions]
+        if self.spec.overlapping:
+            return _log_sum(F.logsigmoid(z) for z in answers) - _log_sum(F.logsigmoid(-z) for z in answers)
+        return _log_sum(z.log_softmax(1) for z in answers) - math.log(len(self._versions))
+
+    def _answer(self, images: Tensor, quarters: int, flipped: bool) -> Tensor:
+        """Return the logits for images that are seen from one side, turned back."""
+        seen = torch.rot90(images.flip(3) if flipped else images, quarters, (2, 3))
+        answer: Tensor = torch.rot90(self.model(seen), -quarters, (2, 3))
+        return answer.flip(3) if flipped else answer
+
+
+def _log_sum(logarithms: Iterable[Tensor]) -> Tensor:
+    """Return the logarithm of the sum of what the logarithms are given of."""
+    return reduce(torch.logaddexp, logarithms)

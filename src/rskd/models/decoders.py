@@ -99,7 +99,7 @@ class Decoder(nn.Module):
             width = min(spec.decoder_width, 2 * detail) if detail else spec.decoder_width
             self.joins.append(convolution(channels + detail, width, norm=spec.norm))
             channels = width
-        self.head = nn.Conv2d(channels, len(spec.classes), 1)
+        self.head = nn.Conv2d(channels, len(spec.outputs), 1)
 
     def forward(self, context: Tensor, details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the deepest map (B, D, h, w) and the stem's maps, finest first."""
@@ -123,7 +123,7 @@ class LinearDecoder(nn.Module):
     def __init__(self, widths: Sequence[int], strides: Sequence[int], spec: ModelSpec) -> None:
         super().__init__()
         self.stride = strides[-1]
-        self.head = nn.Conv2d(widths[-1], len(spec.classes), 1)
+        self.head = nn.Conv2d(widths[-1], len(spec.outputs), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the stages' maps; the stem is not used."""
@@ -142,7 +142,7 @@ class MLPDecoder(nn.Module):
         self.strides = tuple(strides)
         self.projects = nn.ModuleList(nn.Conv2d(width, spec.decoder_width, 1) for width in widths)
         self.mix = convolution(len(widths) * spec.decoder_width, spec.decoder_width, norm=spec.norm, size=1)
-        self.head = nn.Conv2d(spec.decoder_width, len(spec.classes), 1)
+        self.head = nn.Conv2d(spec.decoder_width, len(spec.outputs), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the stages' maps; the stem is not used."""
@@ -168,7 +168,7 @@ class PyramidDecoder(nn.Module):
         self.smooths = nn.ModuleList(
             convolution(spec.decoder_width, spec.decoder_width, norm=spec.norm) for _ in widths
         )
-        self.head = nn.Conv2d(spec.decoder_width, len(spec.classes), 1)
+        self.head = nn.Conv2d(spec.decoder_width, len(spec.outputs), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the stages' maps; the stem is not used."""
@@ -204,7 +204,7 @@ class UNetDecoder(nn.Module):
             first = convolution(channels + skip + detail, width, norm=spec.norm)
             self.joins.append(nn.Sequential(first, convolution(width, width, norm=spec.norm)))
             channels = width
-        self.head = nn.Conv2d(channels, len(spec.classes), 1)
+        self.head = nn.Conv2d(channels, len(spec.outputs), 1)
 
     def forward(self, maps: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K, H, W) from the stages' maps and the stem's, finest first."""

@@ -83,8 +83,9 @@ class ForeignNetwork(nn.Module):
             answer = answer.get("out", next(iter(answer.values())))
         elif isinstance(answer, tuple | list):
             answer = answer[0]
-        classes = len(self.spec.classes)
-        if classes == 2 and answer.shape[1] == 1:  # the sigmoid of z is the softmax of (0, z)
+        classes = len(self.spec.outputs)
+        if answer.shape[1] == 1 and classes == 2 and not self.spec.overlapping:
+            # the sigmoid of z is the softmax of (0, z)
             answer = torch.cat([torch.zeros_like(answer), answer], dim=1)
         wanted = (len(images), classes, *images.shape[2:])
         if tuple(answer.shape) != wanted:
@@ -267,7 +268,8 @@ def _smp(path: Path, said: ForeignSpec) -> Any:
         ) from error
     weights = find_weights(_tensors(path))
     head = weights.get("segmentation_head.0.weight")
-    sizes = {"in_channels": said.in_channels, "classes": len(said.classes) if head is None else int(head.shape[0])}
+    outputs = len(said.classes) - said.overlapping if head is None else int(head.shape[0])
+    sizes = {"in_channels": said.in_channels, "classes": outputs}
     try:
         network = smp.create_model(said.architecture, said.encoder, encoder_weights=None, **sizes)
         network.load_state_dict(weights)

@@ -91,7 +91,7 @@ def infer_spec(weights: Weights, fields: Mapping[str, Any], *, name: str) -> dic
     """
     if "encoder.patch_embed.proj.weight" not in weights or "decoder.head.weight" not in weights:
         raise ModelError(_strange(weights))
-    found = {"name": name} | _encoder(weights) | _decoder(weights)
+    found = {"name": name} | _encoder(weights) | _decoder(weights, overlapping=fields.get("overlapping") is True)
     found |= {key: value for key, value in fields.items() if key in ModelSpec.model_fields}
     if found.get("num_heads") is None:
         twin = next((preset for preset in PRESETS.values() if _alike(preset, found)), None)
@@ -131,8 +131,8 @@ def _encoder(weights: Weights) -> dict[str, Any]:
     return found
 
 
-def _decoder(weights: Weights) -> dict[str, Any]:
-    classes = weights["decoder.head.weight"].shape[0]
+def _decoder(weights: Weights, *, overlapping: bool) -> dict[str, Any]:
+    classes = weights["decoder.head.weight"].shape[0] + overlapping  # then the background has no output
     stem = [weights[f"stem.levels.{i}.0.weight"].shape[0] for i in range(_count(weights, r"stem\.levels\.(\d+)\."))]
     kind = next((kind for kind, key in _TELLING.items() if key in weights), "linear")
     names = [ClassInfo(name=f"class {k}", color=COLORS[(k - 1) % len(COLORS)]) for k in range(1, classes)]

@@ -65,7 +65,7 @@ def weight_file(path: Path) -> Path:
     return path if path.exists() else BUNDLED.get(str(path), path)
 
 
-def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str]) -> ModelSpec:
+def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str], overlapping: bool = False) -> ModelSpec:
     """Return the description of a named network for given channels and classes.
 
     Parameters
@@ -76,6 +76,8 @@ def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str]) -> ModelS
         Number of image channels.
     classes
         Names of the classes without the background.
+    overlapping
+        Whether they may overlap.
 
     Raises
     ------
@@ -90,7 +92,8 @@ def fresh_spec(name: str, *, in_channels: int, classes: Sequence[str]) -> ModelS
     if name not in PRESETS:
         raise ModelError(f"There is no network named {name!r}: choose one of {', '.join(PRESETS)}, or a weight file.")
     infos = tuple(ClassInfo(name=label, color=COLORS[i % len(COLORS)]) for i, label in enumerate(classes))
-    fields = PRESETS[name].model_dump() | {"in_channels": in_channels, "classes": (BACKGROUND, *infos)}
+    own = {"in_channels": in_channels, "classes": (BACKGROUND, *infos), "overlapping": overlapping}
+    fields = PRESETS[name].model_dump() | own
     return ModelSpec.model_validate(fields)
 
 
@@ -104,5 +107,5 @@ def student_spec(name: str, teacher: ModelSpec) -> ModelSpec:
     3
     """
     spec = fresh_spec(name, in_channels=teacher.in_channels, classes=[c.name for c in teacher.classes[1:]])
-    shared = ("channels", "classes", "normalisation", "frame", "modality", "image_size", "spacing")
+    shared = ("channels", "classes", "overlapping", "normalisation", "frame", "modality", "image_size", "spacing")
     return ModelSpec.model_validate(spec.model_dump() | {field: getattr(teacher, field) for field in shared})

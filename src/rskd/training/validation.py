@@ -92,17 +92,21 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 def _labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
-    """Segment a plane (C, H, W) that is ready for the network."""
+    """Segment a plane (C, H, W) that is ready for the network: labels H W, or K H W where classes may overlap."""
     height, width = image.shape[1:]
     device = next(network.parameters()).device
-    canvas = torch.zeros(len(network.spec.classes), height, width, device=device)
+    canvas = torch.zeros(len(network.spec.outputs), height, width, device=device)
     tiling = Tiling.over((height, width), tile=network.spec.image_size, overlap=_OVERLAP, backend=TorchBackend(device))
     for _ in predict_tiled(network, [(image.to(device), canvas)], tiling, batch_size=_TILES):
         pass
-    labels: NDArray[np.generic] = canvas.argmax(0).cpu().numpy()
+    labels: NDArray[np.generic] = (canvas >= 0 if network.spec.overlapping else canvas.argmax(0)).cpu().numpy()
     return labels
 
 
 def _case_dice(planes: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]], classes: int) -> NDArray[np.float64]:
+    """Return the Dice of every class of a case; without classes that exclude each other the background has none."""
+    if planes[0][1].ndim == 3:
+        found = [[(labels[k], target[k]) for labels, target in planes] for k in range(classes - 1)]
+        return np.array([math.nan, *(_case_dice(own, 2)[1] for own in found)])
     prediction, target = (np.concatenate([plane.ravel() for plane in side]) for side in zip(*planes, strict=True))
     return dice_per_class(prediction, np.maximum(target, 0), classes, region=target >= 0)

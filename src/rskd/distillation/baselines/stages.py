@@ -41,7 +41,7 @@ class DeepestStage(nn.Module):
         self.project = nn.Conv2d(*channels, 1) if channels else nn.Identity()
 
     def forward(self, student: Features, teacher: Features, target: Tensor) -> Tensor:
-        """Return the loss of what was observed; `target` is B H W, negative = no label."""
+        """Return the loss of what was observed; `target` is B H W, or B K H W; negative = no label."""
         classes = labels_or_prediction(target, teacher.logits)
         with torch.autocast(student.logits.device.type, enabled=False):
             projected = self.project(student.stages[-1].float())
@@ -51,12 +51,15 @@ class DeepestStage(nn.Module):
 def labels_or_prediction(target: Tensor, logits: Tensor) -> Tensor:
     """Return the class of every pixel (B, H, W): its label, or what the teacher says where it has none.
 
+    Where classes may overlap: what of each is there, (B, K, H, W).
+
     Examples
     --------
     >>> labels_or_prediction(torch.tensor([[[1, -1]]]), torch.tensor([[[[0., 0.]], [[9., 9.]], [[0., 99.]]]]))
     tensor([[[1, 2]]])
     """
-    return torch.where(target >= 0, target, logits.detach().argmax(1))
+    said = logits.detach()
+    return torch.where(target >= 0, target, said.argmax(1) if target.ndim == 3 else (said >= 0).long())
 
 
 def classes_on_grid(classes: Tensor, like: Tensor, count: int) -> Tensor:

@@ -43,6 +43,8 @@ class Baseline:
     """From the channels of what is seen of student and teacher, and the method's options."""
     masked: bool = False
     """Whether it hides places at random, so that equal networks do not give zero."""
+    exclusive: bool = False
+    """Whether it takes for granted that every pixel belongs to one class."""
 
 
 def _projected(compare: Callable[..., Any], student: Widths, teacher: Widths) -> DeepestStage:
@@ -58,7 +60,13 @@ BASELINES: dict[str, Baseline] = {
         "deepest",
         lambda s, t, o: DeepestStage(lambda a, b, _: pairwise_loss(a, b, pool=o.pool)),
     ),
-    "ifvd": Baseline("doi:10.1007/978-3-030-58571-6_21", 20, "deepest", lambda s, t, o: DeepestStage(intra_class_loss)),
+    "ifvd": Baseline(
+        "doi:10.1007/978-3-030-58571-6_21",
+        20,
+        "deepest",
+        lambda s, t, o: DeepestStage(intra_class_loss),
+        exclusive=True,
+    ),
     "cwd": Baseline("arXiv:2011.13256", 3, "logits", lambda s, t, o: ChannelWiseLogits(temperature=o.temperature)),
     "cwd_features": Baseline(
         "arXiv:2011.13256",
@@ -85,6 +93,7 @@ BASELINES: dict[str, Baseline] = {
         1,
         "logits",
         lambda s, t, o: Relation(inter=o.inter, intra=o.intra, temperature=o.temperature),
+        exclusive=True,
     ),
     "reviewkd": Baseline("arXiv:2104.09044", 1, "stages", lambda s, t, o: Review(s.stages, t.stages, width=o.width)),
     "vitkd": Baseline(
@@ -94,7 +103,9 @@ BASELINES: dict[str, Baseline] = {
         lambda s, t, o: ShallowDeep(s.stages, t.stages, generation=o.generation, mask_ratio=o.mask_ratio),
         masked=True,
     ),
-    "emkd": Baseline("arXiv:2108.09987", 0.9, "deepest", lambda s, t, o: DeepestStage(region_affinity_loss)),
+    "emkd": Baseline(
+        "arXiv:2108.09987", 0.9, "deepest", lambda s, t, o: DeepestStage(region_affinity_loss), exclusive=True
+    ),
     "feature_mse": Baseline("control of CDM", 1, "texture", lambda s, t, o: TextureControl(s.texture, t.texture)),
     "wavelet": Baseline(
         "control of CDM", 1, "texture", lambda s, t, o: WaveletControl(s.texture, t.texture, levels=o.levels)
