@@ -69,7 +69,6 @@ def _check_pair(student: ModelSpec, teacher: ModelSpec) -> None:
                 "choose a pair made for the same task, or a fresh student by name."
             )
 
-
     _check_spacing(student, teacher)
 
 
