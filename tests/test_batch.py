@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,46 @@ def test_the_originals_are_never_replaced(small: Path, network: Path, tmp_path: 
     item = find_items(small, without=inside.output)[0]
     record = drain(segment_item(inside.model_copy(update={"output": small}), item, "", Networks()))
     assert "is the image itself" in record.error
+
+
+def test_no_name_is_told(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "in" / PATIENT
+    root.mkdir(parents=True)
+    dicom_files.series(root / f"{PATIENT}1", change=lambda head, _: head.__delattr__("FrameOfReferenceUID"))
+
+    def of_two_series(head: Any, index: int) -> None:
+        head.SeriesInstanceUID, head.Rows = f"1.2.{index % 2}", head.Rows - (index == 0)
+
+    dicom_files.series(root / f"{PATIENT} 2", change=of_two_series)
+    write_one(root / f"{PATIENT}.png", 0)
+    job = BatchJob(model=network, images=root, output=tmp_path / "out")
+    events, _ = collect(job)
+    told = " ".join(event.text for event in events if isinstance(event, Message))
+    assert re.search(r"image (\w{12}), NIfTI is written: \1\.dcm: the DICOM images state no frame of reference", told)
+    assert "different sizes" in told
+    assert PATIENT not in told
+
+    def refuse(_: object) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(batch_module, "_case", refuse)
+    item = next(item for item in find_items(root) if item.name.endswith(".png"))
+    first, second = (drain(segment_item(job, item, "", Networks())) for _ in range(2))
+    assert first.error
+    assert first.case != second.case  # nobody can try out which name it stands for
+
+
+def test_results_that_cannot_be_written_are_not_named(tmp_path: Path) -> None:
+    item = find_items(small_folder(tmp_path))[0]
+    job = BatchJob(model=Path("net"), images=tmp_path / "in", output=tmp_path / "out")
+    for name in (f"{PATIENT}.nii.gz", f"{PATIENT}_entropy.nii.gz", f"{PATIENT}_measurements.csv"):
+        said = batch_module._nameless(f"{name} cannot be written into {job.output}: No space.", job, item, "123")
+        assert said == "123 cannot be written into 123: No space."
+
+
+def small_folder(tmp_path: Path) -> Path:
+    write_one(tmp_path / "in" / f"{PATIENT}.nii.gz", 0)
+    return tmp_path / "in"
 
 
 def test_folders_that_are_none(tmp_path: Path, network: Path) -> None:

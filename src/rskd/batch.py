@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -52,7 +53,7 @@ class Record:
     name: str
     """Of the image, in its folder."""
     case: str
-    """Twelve digits that stand for its content."""
+    """Twelve digits that stand for its content; any, if that cannot be read."""
     recipe: str = ""
     state: str = ""
     """Of the files it was read from, by size and time."""
@@ -139,7 +140,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
         Networks that are in memory already.
     """
     began = time.perf_counter()
-    case = state = ""
+    case, state = secrets.token_hex(6), ""  # what it is called as long as its content cannot be read
     try:
         state = state_of_files(item.files)
         case = _case(item)
@@ -147,12 +148,12 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
         scan = _read(item, job.axes)
         results = yield from retold(segment_scan(job, scan, model, *others), _about(case))
         names = [info.name for info in model.spec.classes[1:]]
-        written = yield from _write(job, item, replace(results, measurements=()), scan, names)
+        written = yield from _write(job, item, case, replace(results, measurements=()), scan, names)
     except RskdError as error:
-        return Record(item.name, case or _unread(item), error=_nameless(str(error), job, item, case or _unread(item)))
+        return Record(item.name, case, error=_nameless(str(error), job, item, case))
     except Exception as error:  # a library that stumbles over one file must not keep the others from being done
         sentence = f"It cannot be segmented ({type(error).__name__}): look at it on its own with `rskd segment`."
-        return Record(item.name, case or _unread(item), error=sentence)
+        return Record(item.name, case, error=sentence)
     record = Record(
         item.name,
         case,
@@ -236,7 +237,9 @@ def _read(item: Item, axes: str | None) -> Scan:
     return read_scans(*item.files)[0]
 
 
-def _write(job: BatchJob, item: Item, results: Results, scan: Scan, names: Sequence[str]) -> Task[list[Path]]:
+def _write(
+    job: BatchJob, item: Item, case: str, results: Results, scan: Scan, names: Sequence[str]
+) -> Task[list[Path]]:
     """Write the results; where the format of the source cannot hold them, as NIfTI."""
     ending = _ending(job, item, scan)
     target = job.output / f"{item.target}{ending}"
@@ -245,7 +248,8 @@ def _write(job: BatchJob, item: Item, results: Results, scan: Scan, names: Seque
     except ParameterError as error:
         if job.format != "source" or ending != ".dcm":
             raise
-        yield Message(f"No DICOM SEG can be made of image {_case(item)}, NIfTI is written: {error}")
+        reason = _nameless(str(error), job, item, case)
+        yield Message(f"No DICOM SEG can be made of image {case}, NIfTI is written: {reason}")
         return write_results(target.with_name(f"{target.name.removesuffix(ending)}.nii.gz"), results, names)
 
 
@@ -268,19 +272,17 @@ def _case(item: Item) -> str:
     return digest[:12]
 
 
-def _unread(item: Item) -> str:
-    """Return what an image is called whose content cannot be read."""
-    return hashlib.sha256(item.name.encode()).hexdigest()[:12]
-
-
 def _nameless(sentence: str, job: BatchJob, item: Item, case: str) -> str:
     """Put the number of a case where a sentence names its files or folders."""
     target = job.output / item.target
-    words = {str(path) for path in (target.parent, *item.files, *(path.parent for path in item.files))}
-    words |= {path.name for path in (*item.files, Path(item.name))}
+    folders = {target.parent, *(path.parent for path in item.files)}
+    words = {str(path) for path in (*item.files, *folders)} | {path.name for path in (*item.files, Path(item.name))}
+    if item.dicom:  # messages about a series name its folder
+        words |= {path.parent.name for path in item.files}
     for word in sorted(words, key=len, reverse=True):
         sentence = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", case, sentence)
-    sentence = re.sub(rf"(?<!\w){re.escape(target.name)}\.\w[\w.]*\w", case, sentence)  # a file of its results
+    own = rf"(?<!\w){re.escape(target.name)}(?:_[a-z]+)?\.\w[\w.]*\w"  # a file of its results
+    sentence = re.sub(own, case, sentence)
     return sentence
 
 

@@ -186,7 +186,9 @@ def _write(path: Path, write: _Writer, scan: Scan) -> None:
     with replacing(path) as partial, quiet():
         try:
             write(partial, scan)
-        except (RskdError, OSError):
+        except RskdError as error:  # in words that a user knows
+            raise type(error)(str(error).replace(partial.name, path.name)) from error
+        except OSError:
             raise
         except Exception as error:  # its words may quote a header that names a patient
             raise FileError(
