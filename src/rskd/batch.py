@@ -28,7 +28,7 @@ from rskd.io.names import split_name
 from rskd.io.state import state_of_files
 from rskd.jobs import BatchJob, Outcome
 from rskd.measure import columns, write_table
-from rskd.models.presets import weight_file
+from rskd.models.passport import identity
 from rskd.networks import Networks
 from rskd.results import Results, segment_scan, write_results
 from rskd.scan import Scan
@@ -200,10 +200,8 @@ def _weight_files(job: BatchJob) -> list[Path]:
 
 
 def _digest_of_weights(path: Path) -> str:
-    path = weight_file(path)
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return identity(path)
     except OSError as error:
         raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rskd.config import ComputeOptions
 from rskd.errors import FileError, ResourceError
+from rskd.io.state import state_of_files
+from rskd.models.description import description_file
 from rskd.models.exported import SUFFIX, OnnxSegmenter, inspect_onnx
 from rskd.models.passport import Passport
 from rskd.models.presets import weight_file
@@ -23,10 +25,10 @@ class Networks:
     """Networks that were read, by their files, so that the second image is begun at once."""
 
     def __init__(self) -> None:
-        self._models: OrderedDict[tuple[Path, int, int], Segmenter] = OrderedDict()
+        self._models: OrderedDict[tuple[Path, str], Segmenter] = OrderedDict()
 
     def get(self, path: Path, compute: ComputeOptions) -> Segmenter:
-        """Return the network in a file, placed, from memory if the file is the one that was read.
+        """Return the network in a file, placed, from memory if file and description are those that were read.
 
         Raises
         ------
@@ -34,11 +36,11 @@ class Networks:
             As `open_network` and `place`.
         """
         path = weight_file(path)
+        beside = description_file(path)
         try:
-            facts = path.stat()
+            key = (path.resolve(), state_of_files([path, beside] if beside.is_file() else [path]))
         except OSError as error:
             raise FileError(f"There is no weight file {path}: check the name, or choose another file.") from error
-        key = (path.resolve(), facts.st_mtime_ns, facts.st_size)
         model = self._models.pop(key, None) or open_network(path)
         self._models[key] = model
         while len(self._models) > KEPT:

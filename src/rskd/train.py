@@ -23,8 +23,8 @@ from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, RskdError
 from rskd.events import Message, Progress, Task, drain
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
-from rskd.models import weights
 from rskd.models.encoders import DOWNLOAD
+from rskd.models.passport import identity
 from rskd.models.presets import PRESETS, weight_file
 from rskd.pair import check_patch, networks_for
 from rskd.report import write_report
@@ -169,7 +169,7 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
         teacher.to(fabric.device)
     origin = {"training": _fingerprints(training), "validation": _fingerprints(validation)}
     if isinstance(job, DistillJob):
-        origin["teacher"] = [weights.sha256(job.teacher)]
+        origin["teacher"] = [identity(job.teacher)]
     ids = {case.name: case_id(case) for case in validation}
     trainer = Trainer(folder, objective, planes, held_out, origin=origin, case_ids=ids, fabric=fabric)
     yield from trainer.begin(teacher)

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from rskd.config import DistillOptions, SegmentOptions
+from rskd.batch import recipe_of
+from rskd.config import ComputeOptions, DistillOptions, SegmentOptions
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ModelError
 from rskd.events import Message, drain
 from rskd.export import export
 from rskd.io import write_image
-from rskd.jobs import DistillJob, ExportJob
+from rskd.jobs import BatchJob, DistillJob, ExportJob
 from rskd.models import foreign, weights
 from rskd.models.presets import student_spec
 from rskd.models.segmenter import Segmenter
-from rskd.networks import inspect
+from rskd.networks import Networks, inspect
+from rskd.recipe import fingerprint
 from rskd.run import run
 from rskd.scan import Scan
 from rskd.segment import segment
@@ -104,6 +106,19 @@ def test_a_program_segments(name, tmp_path):
     scan = Scan(np.random.default_rng(0).normal(size=(100, 90)), "yx")
     result = drain(segment(found, scan, SegmentOptions(batch_size=3)))
     assert result.labels.data.shape == (100, 90)
+
+
+def test_another_description_is_another_network(tmp_path):
+    path, kept = scripted(tmp_path / "scripted.pt", small()), Networks()
+    write_image(tmp_path / "in" / "a.png", Scan(np.zeros((8, 8), np.uint8), "yx"))
+    job = BatchJob(model=path, images=tmp_path / "in", output=tmp_path / "out")
+    first, recipe = kept.get(path, ComputeOptions()), recipe_of(job)
+    assert kept.get(path, ComputeOptions()) is first
+    describe(path, classes=["background", "tumour"], normalisation="percentile")
+    second = kept.get(path, ComputeOptions())
+    assert second.spec.classes[1].name == "tumour"
+    assert fingerprint(second) != fingerprint(first)
+    assert recipe_of(job) != recipe
 
 
 def test_a_single_output_is_the_logit_of_the_second_class(tmp_path, images):

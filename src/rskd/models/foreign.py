@@ -23,7 +23,7 @@ from rskd.config import ForeignSpec, ModelSpec
 from rskd.errors import FileError, ModelError, ResourceError, is_out_of_memory
 from rskd.models.description import described, description_file, read_fields
 from rskd.models.inference import find_weights
-from rskd.models.passport import Passport, sha256
+from rskd.models.passport import Passport, identity, sha256
 from rskd.models.tensors import read_torch
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -57,7 +57,7 @@ class ForeignNetwork(nn.Module):
         self.encoder: nn.Module | None = None
         if encoder is not None:
             self.encoder = encoder
-        self.sha256: str | None = None  # of the file: the hidden network has no weights to tell it by
+        self.sha256: str | None = None  # of the files: the hidden network has no weights to tell it by
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # says on which device it is
 
     @property
@@ -168,7 +168,7 @@ def load_foreign(path: Path) -> ForeignNetwork:
         kind, read = ("TorchScript", _script) if _is_script(path) else ("torch.export program", _exported_program)
         _check_trust(path, said)
         model = ForeignNetwork(_spec(said, path, kind), read(path))
-    model.sha256 = sha256(path)
+    model.sha256 = identity(path)
     model.eval()
     with torch.no_grad():
         model(torch.zeros(2, said.in_channels, said.image_size, said.image_size))
