@@ -460,7 +460,7 @@ class DistillOptions(Config):
     baselines: BaselineOptions = BaselineOptions()
     """Published methods to compare with."""
     calibrate: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Set the weights once, after 100 steps, so that the gradient of every distillation term is this many times that
-    of the task; its own weight is a factor on top. 0 = weights are taken as they are."""
+    """Set the weights once, at the first step after 100 that has a label, so that the gradient of every distillation
+    term is this many times that of the task; its own weight is a factor on top. 0 = weights are taken as they are."""
     cache: CacheOptions = CacheOptions()
     """Whether the teacher's answers are kept."""

@@ -147,6 +147,31 @@ def test_calibration_is_part_of_the_checkpoint(networks, batch, monkeypatch):
     assert resumed.weight("fusion") == objective.weight("fusion") != 1
 
 
+def test_calibration_waits_for_a_step_with_a_label(networks, batch, monkeypatch):
+    """A batch without any says nothing about the task: its weights would stay as they are for the whole run."""
+    monkeypatch.setattr(calibration, "AFTER", 1)
+    waited, never = (Objective(*networks, DistillOptions(calibrate=0.5)) for _ in range(2))
+    waited.load_state_dict(never.state_dict())
+    images, targets = batch
+    steps = [targets, torch.full_like(targets, -1), torch.full_like(targets, -1), targets, targets]
+    assert [waited.calibrate(waited(images, target)) for target in steps] == [False, False, False, True, False]
+    assert [never.calibrate(never(images, targets)) for _ in range(2)] == [False, True]
+    assert torch.equal(waited.calibration.factors, never.calibration.factors)
+    assert waited.weight("fusion") != 1
+
+
+def test_processes_without_a_label_leave_the_weights_to_the_others():
+    x = torch.ones(2, requires_grad=True)
+    losses = {"task": x.sum(), "logits": x.sum() * 4}
+    theirs = torch.zeros(Calibration.NAMES_AT_MOST + 1, dtype=torch.float64)
+    theirs[1], theirs[-1] = 0.25, 1
+    for mine, factor in ((losses, (0.125 + 0.25) / 2), (losses | {"task": x.sum() * 0}, 0.25)):
+        scale = Calibration(0.5)
+        scale.steps += calibration.AFTER
+        assert scale.see(mine, [x], lambda values: values + theirs)
+        assert scale.factor("logits") == pytest.approx(factor)
+
+
 def test_a_term_without_gradient_is_not_blown_up():
     x = torch.ones(2, requires_grad=True)
     scale = Calibration(0.5)

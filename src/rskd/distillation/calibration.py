@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,16 @@ LIMITS = (1e-4, 1e4)
 """Smallest and largest factor: a term whose gradient is all but zero is not blown up without end."""
 
 
+def alone(values: Tensor) -> Tensor:
+    """Return the sum of `values` over the processes where there is this one alone."""
+    return values
+
+
 class Calibration(nn.Module):
     """Measures once how strongly every term pulls at the student, compared with the task, and keeps the factors.
 
-    The factors and the count of steps are buffers, so that a resumed run goes on with them.
+    The factors and the count of steps are buffers, so that a resumed run goes on with them; the count stands still
+    until the measurement is done.
 
     Parameters
     ----------
@@ -40,16 +46,47 @@ class Calibration(nn.Module):
         """Return what the weight of a term is multiplied by; 1 before the measurement."""
         return float(self.factors[self.names.index(name)]) if name in self.names else 1.0
 
-    def see(self, losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> None:
-        """Count a step; at the one after the first `AFTER`, compare the gradients of `losses`."""
+    def see(
+        self, losses: Mapping[str, Tensor], parameters: Sequence[Tensor], added_up: Callable[[Tensor], Tensor] = alone
+    ) -> bool:
+        """Count a step; at the first one after `AFTER` in which the task has a gradient, compare those of `losses`.
+
+        Parameters
+        ----------
+        losses
+            Every term, the one that the others are measured by first.
+        parameters
+            With respect to which.
+        added_up
+            Returns the sum of its argument over all processes that see a part of the step.
+
+        Returns
+        -------
+        bool
+            Whether the factors were set just now.
+        """
         self.names = list(losses)
-        if int(self.steps) == AFTER:
-            ratios = gradient_norms(losses, parameters)
-            reference = ratios[self.names[0]]
-            for place, name in enumerate(self.names[1:], 1):
-                factor = self.ratio * reference / max(ratios[name], 1e-30)
-                self.factors[place] = min(max(factor, LIMITS[0]), LIMITS[1]) if reference and ratios[name] else 1.0
+        if int(self.steps) != AFTER:
+            self.steps += 1
+            return False
+        found = added_up(self._compare(losses, parameters))
+        if not found[-1]:  # no label anywhere: the next step is looked at
+            return False
+        self.factors.copy_(found[:-1] / found[-1])
         self.steps += 1
+        return True
+
+    def _compare(self, losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        """Return the factors and behind them a 1; without a gradient to measure them by, zeros."""
+        first, *others = losses
+        reference = self.ratio * gradient_norms({first: losses[first]}, parameters)[first]
+        if not reference:
+            return self.factors.new_zeros(len(self.factors) + 1)
+        factors = torch.ones_like(self.factors)
+        norms = gradient_norms({name: losses[name] for name in others}, parameters)
+        for place, norm in enumerate(norms.values(), 1):
+            factors[place] = min(max(reference / max(norm, 1e-30), LIMITS[0]), LIMITS[1]) if norm else 1.0
+        return torch.cat([factors, factors.new_ones(1)])
 
 
 def gradient_norms(losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
@@ -14,7 +14,7 @@ from rskd.config import DistillOptions, FusionOptions, TaskLossOptions
 from rskd.distillation.baselines.stages import Widths
 from rskd.distillation.baselines.table import BASELINES, chosen, stage_pairs
 from rskd.distillation.cache import TeacherCache
-from rskd.distillation.calibration import Calibration
+from rskd.distillation.calibration import Calibration, alone
 from rskd.distillation.features import (
     Features,
     Taps,
@@ -189,10 +189,14 @@ class Objective(nn.Module):
             raise ParameterError("There is nothing to learn: every term has the weight 0; give one a weight above 0.")
         return torch.stack([self.weight(name, ramp=ramp) * loss for name, loss in losses.items()]).sum()
 
-    def calibrate(self, losses: Mapping[str, Tensor]) -> None:
-        """Count a step; at the one that is fixed for it, set the weights by the gradients of `losses`."""
-        if self.calibration is not None:
-            self.calibration.see(losses, list(self.student.parameters()))
+    def calibrate(self, losses: Mapping[str, Tensor], added_up: Callable[[Tensor], Tensor] = alone) -> bool:
+        """Count a step; at the one that is fit for it, set the weights by the gradients of `losses`.
+
+        Returns whether that was this one; `added_up` as for `Calibration.see`.
+        """
+        if self.calibration is None:
+            return False
+        return self.calibration.see(losses, list(self.student.parameters()), added_up)
 
     def weight(self, name: str, *, ramp: float = 1.0) -> float:
         """Return the weight of the term `name`."""
