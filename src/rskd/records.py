@@ -27,6 +27,7 @@ from rskd.io.files import write_atomically
 ENVIRONMENT = "environment.json"
 DATA = "data.json"
 NETWORKS = "networks.json"
+OBJECTIVE = "objective.json"
 METRICS = "metrics.jsonl"
 LIBRARIES = ("numpy", "scipy", "torch", "torchvision", "timm", "lightning-fabric", "pydantic", "safetensors")
 UNLABELLED = "no label"

@@ -153,15 +153,14 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
     where = f"on {fabric.device} with {threads} threads"
     if fabric.world_size > 1:
         where += f" in each of {fabric.world_size} processes"
-    start = Message(f"{len(training)} images to train on, {len(validation)} for validation; {where}.")
     if fabric.is_global_zero:
         folder.tidy()
-        folder.append(start)
-    yield start
+    log = folder if fabric.is_global_zero else None
+    yield from _say(log, Message(f"{len(training)} images to train on, {len(validation)} for validation; {where}."))
     for sentence in missing:
-        yield Message(sentence, warning=True)
-    planes = yield from _load(training, student.spec, skip=job.data.skip_unreadable)
-    held_out = yield from _load(validation, student.spec, skip=job.data.skip_unreadable)
+        yield from _say(log, Message(sentence, warning=True))
+    planes = yield from _load(training, student.spec, log, skip=job.data.skip_unreadable)
+    held_out = yield from _load(validation, student.spec, log, skip=job.data.skip_unreadable)
     if objective.options.task and not any((plane.target >= 0).any() for plane in planes):
         raise DataError("No training image has a mask: choose a folder of masks, or set the weight of the task to 0.")
     student.spec = trained_on(student.spec, [*planes, *held_out])
@@ -176,9 +175,15 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
     if fabric.is_global_zero:
         sides = {"training": (training, planes), "validation": (validation, held_out)}
         for message in record(trainer, teacher, sides, threads=threads):
-            folder.append(message)
-            yield message
+            yield from _say(log, message)
     return trainer
+
+
+def _say(log: RunFolder | None, message: Message, *, shown: str | None = None) -> Task[None]:
+    """Log a message and show it; `shown` = what the screen tells, with names that no log may hold."""
+    if log is not None:
+        log.append(message)
+    yield message if shown is None else Message(shown, warning=True)
 
 
 def _fingerprints(cases: Sequence[Case]) -> list[str]:
@@ -186,7 +191,7 @@ def _fingerprints(cases: Sequence[Case]) -> list[str]:
     return [sha256(case.name.encode()).hexdigest() for case in cases]
 
 
-def _load(cases: Sequence[Case], spec: ModelSpec, *, skip: bool) -> Task[list[Slice]]:
+def _load(cases: Sequence[Case], spec: ModelSpec, log: RunFolder | None, *, skip: bool) -> Task[list[Slice]]:
     """Read all cases; with `skip`, one that cannot be read is left out with a warning."""
     planes: list[Slice] = []
     for done, case in enumerate(cases, 1):
@@ -195,6 +200,7 @@ def _load(cases: Sequence[Case], spec: ModelSpec, *, skip: bool) -> Task[list[Sl
         except (FileError, DataError) as error:
             if not skip:
                 raise
-            yield Message(f"{error} It is left out.", warning=True)
+            text = f"Image {done} of {len(cases)} cannot be used: it is left out."
+            yield from _say(log, Message(text, warning=True), shown=f"{error} It is left out.")
         yield Progress(done, len(cases), "images read")
     return planes

@@ -25,7 +25,9 @@ from rskd.models.presets import student_spec
 from rskd.models.segmenter import Segmenter
 from rskd.networks import Networks, inspect
 from rskd.recipe import fingerprint
+from rskd.report.story import Story
 from rskd.run import run
+from rskd.runs import RunFolder
 from rskd.scan import Scan
 from rskd.segment import segment
 
@@ -240,7 +242,7 @@ def test_a_distillation_from_it_runs_and_says_what_is_off(tmp_path):
         write_image(tmp_path / "images" / f"{case}.tif", Scan(image, "yx"))
         write_image(tmp_path / "masks" / f"{case}.tif", Scan((image > 128).astype(np.uint8), "yx"))
     data = {"images": tmp_path / "images", "masks": tmp_path / "masks"}
-    training = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2}
+    training = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2, "report": False}
     teacher = scripted(tmp_path / "a.pt", small())
     job = DistillJob.model_validate(
         {"teacher": teacher, "student": "rskd-nano", "data": data, "run": tmp_path / "run", "training": training}
@@ -248,8 +250,13 @@ def test_a_distillation_from_it_runs_and_says_what_is_off(tmp_path):
     events = list(run(job))
     warnings = [event.text for event in events if isinstance(event, Message) and event.warning]
     assert len([text for text in warnings if "is switched off, since a (TorchScript)" in text]) == 3
-    student = weights.load(tmp_path / "run" / "best.safetensors")
-    assert student.spec.classes[1].name == "organ"
+    logged = [event.text for event in RunFolder(job.run).events() if isinstance(event, Message) and event.warning]
+    assert logged == warnings
+    passport = weights.inspect(job.run / "best.safetensors")
+    assert passport.spec.classes[1].name == "organ"
+    used = Story.read(RunFolder(job.run)).objective
+    assert used == DistillOptions.model_validate(json.loads(passport.card["recipe"])["distillation"])
+    assert (used.logits.weight, used.ranking.weight, used.texture.weight, used.fusion.weight) == (1, 0, 0, 0)
     with pytest.raises(ModelError, match=r"a\.pt is a network from elsewhere: it can teach and segment, but not be tr"):
         drain(run(job.model_copy(update={"student": str(teacher), "run": tmp_path / "other"})))
 

@@ -86,7 +86,7 @@ def test_curves_of_whatever_a_run_holds() -> None:
 def story(**fields: object) -> Story:
     job = TrainJob(model="rskd-nano", data={"images": Path("i")}, run=Path("r"))
     values: dict[str, object] = dict.fromkeys(("steps", "epochs", "messages", "sessions", "scores"), ())
-    values |= {"references": {}, "data": None, "networks": {}, "validation": None}
+    values |= {"references": {}, "data": None, "networks": {}, "objective": None, "validation": None}
     return Story(job=job, **(values | fields))  # type: ignore[arg-type]
 
 

@@ -91,7 +91,7 @@ def cases(run: Path) -> tuple[list[str], list[str]]:
 def test_the_folder_tells_everything(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names >= {"job.json", "environment.json", "data.json", "networks.json", "events.jsonl", "metrics.jsonl"}
-    assert names >= {"last.ckpt", "best.safetensors", "report.html", "validation.json"}
+    assert names >= {"last.ckpt", "best.safetensors", "report.html", "validation.json", "objective.json"}
     training, validation = cases(run)
     data = read_json(run / "data.json")
     assert data is not None

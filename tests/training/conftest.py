@@ -10,7 +10,9 @@ from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
 from rskd.phantom import write_phantoms
 
-TINY = TrainOptions(epochs=2, steps_per_epoch=4, batch_size=4, patch=64, learning_rate=1e-4, checkpoint_minutes=0)
+TINY = TrainOptions(
+    epochs=2, steps_per_epoch=4, batch_size=4, patch=64, learning_rate=1e-4, checkpoint_minutes=0, report=False
+)
 
 
 @pytest.fixture(scope="session")

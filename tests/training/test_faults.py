@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from rskd.data import Batch, PatchSampler
+from rskd.distillation import calibration
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ParameterError, ResourceError, RskdError
 from rskd.events import Epoch, Message, Progress, Step
@@ -174,6 +176,21 @@ def test_a_resumed_run_remembers_what_fits(job, monkeypatch):
     assert set(sizes[1:]) == {2}  # after the rehearsal
 
 
+def test_a_process_of_several_that_ran_out_of_memory_leaves_word(job, monkeypatch):
+    """It cannot go on alone; resumed, all of them work in smaller parts, whatever the rehearsal finds."""
+    sizes, forward = [], Objective.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(Fabric, "world_size", 2)  # of which this is the first one, with half of the batch
+        hungry_at_call(patch, 4)
+        with pytest.raises(ResourceError, match=r"ran out at step 3: resume the run, which then .* smaller parts"):
+            collect(distill(job))
+    kept = torch.load(RunFolder(job.run).checkpoint, weights_only=True)
+    assert (kept["step"], kept["fits"]) == (2, 1)
+    monkeypatch.setattr(Objective, "forward", lambda self, x, *rest: sizes.append(len(x)) or forward(self, x, *rest))
+    collect(resume(ResumeJob(run=job.run)))
+    assert set(sizes[1:]) == {1}
+
+
 def with_batch_norm(job, run, **distillation):
     """Return a run of a student with the default norm, which is given as a file."""
     spec = weights.read_spec(Path(job.student)).model_copy(update={"norm": "batch"})
@@ -205,6 +222,16 @@ def test_the_rehearsal_leaves_no_trace(job, tmp_path):
     given = {f"student.{name}": value for name, value in weights.load(Path(batch.student)).state_dict().items()}
     assert_same_state({name: kept[name] for name in given}, given)
     assert kept["calibration.steps"] == 0
+
+
+def test_the_run_says_when_the_weights_are_set(job, monkeypatch):
+    monkeypatch.setattr(calibration, "AFTER", 1)
+    training = job.training.model_copy(update={"epochs": 1, "steps_per_epoch": 3})
+    terms = job.distillation.model_copy(update={"calibrate": 0.5})
+    collect(distill(job.model_copy(update={"training": training, "distillation": terms})))
+    told = [event.text for event in RunFolder(job.run).events() if isinstance(event, Message)]
+    (sentence,) = (text for text in told if "weights" in text)
+    assert sentence.startswith("The weights are set by the gradients of step 2: task 1, logits ")
 
 
 def test_an_attempt_that_ran_out_of_memory_leaves_no_trace(job, tmp_path, monkeypatch):
@@ -308,6 +335,8 @@ def test_an_unreadable_file_may_be_left_out(job, tmp_path):
     (warning,) = warnings_of(events)
     assert min(data.images.iterdir()).name in warning
     assert warning.endswith("It is left out.")
+    assert "Image 1 of 3 cannot be used: it is left out." in warnings_of(RunFolder(job.run).events())
+    assert "phantom" not in RunFolder(job.run).log.read_text()
     assert outcome.value["epochs"] == 2
 
 

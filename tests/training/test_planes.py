@@ -46,7 +46,7 @@ def write_volumes(folder, spacings, shape=(16, 24, 4)):
 
 
 def training(data, run):
-    options = TINY.model_copy(update={"patch": 32, "learning_rate": 3e-3})
+    options = TINY.model_copy(update={"patch": 32, "learning_rate": 3e-3, "report": True})
     return TrainJob(model="rskd-nano", data=data, run=run, training=options, compute=CPU)
 
 

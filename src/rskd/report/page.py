@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from rskd.durations import exactly
-from rskd.jobs import DistillJob
 from rskd.metrics import VOXEL
 from rskd.records import UNLABELLED
 from rskd.report import pictures
@@ -275,8 +274,8 @@ def _data(story: Story) -> Iterator[str]:
 
 def _recipe(story: Story) -> Iterator[str]:
     groups: dict[str, BaseModel] = {"training": story.job.training, "compute": story.job.compute}
-    if isinstance(story.job, DistillJob):
-        groups["distillation"] = story.job.distillation
+    if story.objective is not None:
+        groups["distillation"] = story.objective
     body = ""
     for group, options in groups.items():
         for name, value, default in _flat(options, type(options)()):

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rskd.config import DistillOptions
 from rskd.events import Epoch, Message, Reference, Step
 from rskd.jobs import DistillJob, TrainJob
-from rskd.records import DATA, ENVIRONMENT, METRICS, NETWORKS, read_json, read_lines
+from rskd.records import DATA, ENVIRONMENT, METRICS, NETWORKS, OBJECTIVE, read_json, read_lines
 from rskd.runs import RunFolder, has_ended
 
 VALIDATION = "validation.json"
@@ -32,6 +33,8 @@ class Story:
     data: Fields | None
     networks: Fields
     """Passports of "teacher" and "student"."""
+    objective: DistillOptions | None
+    """The terms that are used: what was asked for, without what the teacher cannot show; `None` without a teacher."""
     scores: tuple[Fields, ...]
     """Dice and intersection over union of every case at the best epoch."""
     validation: Fields | None
@@ -44,7 +47,7 @@ class Story:
         epochs = tuple(event for event in events if isinstance(event, Epoch))
         best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
         return cls(
-            job=folder.job(),
+            job=(job := folder.job()),
             steps=tuple(event for event in events if isinstance(event, Step)),
             epochs=epochs,
             references={event.name: event for event in events if isinstance(event, Reference)},
@@ -52,6 +55,7 @@ class Story:
             sessions=tuple((read_json(folder.path / ENVIRONMENT) or {}).get("sessions", ())),
             data=read_json(folder.path / DATA),
             networks=_networks(folder),
+            objective=_objective(folder, job),
             scores=tuple(line for line in read_lines(folder.path / METRICS) if line["epoch"] == best),
             validation=read_json(folder.path / VALIDATION),
         )
@@ -75,6 +79,13 @@ class Story:
     def seconds(self) -> float:
         """Time spent in rounds that count."""
         return math.fsum(epoch.seconds for epoch in self.epochs)
+
+
+def _objective(folder: RunFolder, job: TrainJob | DistillJob) -> DistillOptions | None:
+    if not isinstance(job, DistillJob):
+        return None
+    found = read_json(folder.path / OBJECTIVE)  # not there in a run of an older version
+    return job.distillation if found is None else DistillOptions.model_validate(found)
 
 
 def _networks(folder: RunFolder) -> Fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,10 @@ class Learner:
         own = len(range(options.batch_size)[self.share])
         self.micro = math.ceil(own / options.accumulate)
         """Patches of this process that are worked through together."""
-        self._fits: int | None = None  # patches, once the memory ran out
+        self.fits: int | None = None
+        """The same, once the memory ran out."""
         self._buffers = Buffers(objective)
+        self._calibrated = False  # whether the last step has set the weights
 
     @property
     def student(self) -> Segmenter:
@@ -83,7 +86,7 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
             yield self._halve()
-        self._fit(least(self.fabric, self._fits or self.options.batch_size))
+        self._fit(least(self.fabric, self.fits or self.options.batch_size))
         for parameter in without_gradient(self.objective):
             parameter.requires_grad_(False)
         self.optimizer.zero_grad(set_to_none=True)
@@ -125,7 +128,7 @@ class Learner:
         Yields
         ------
         Message
-            If the memory ran out and the batch is worked through in smaller parts.
+            If the memory ran out and the batch is worked through in smaller parts; if it has set the weights.
 
         Returns
         -------
@@ -151,6 +154,8 @@ class Learner:
         self._stepper.step()
         if self.mean is not None:
             self.mean.update(self.objective.student, step + 1)
+        if self._calibrated:
+            yield self._weights_set(step)
         return losses, None
 
     @property
@@ -169,12 +174,13 @@ class Learner:
                 if not is_out_of_memory(error):
                     raise
                 self._buffers.put_back()
-                if self.fabric.world_size > 1:  # the others wait for the gradient of the whole share
-                    raise ResourceError(
-                        f"The memory of process {self.fabric.global_rank} ran out at step {step + 1}: resume the run, "
-                        "which then works through the batch in smaller parts."
-                    ) from error
-            yield self._halve()
+            halved = self._halve()
+            if self.fabric.world_size > 1:  # the others wait for the gradient of the whole share
+                raise ResourceError(
+                    f"The memory of process {self.fabric.global_rank} ran out at step {step + 1}: resume the run, "
+                    "which then works through the batch in smaller parts."
+                )
+            yield halved
 
     def _halve(self) -> Message:
         """Work through the batch in parts of half the size from now on."""
@@ -194,7 +200,7 @@ class Learner:
     def _fit(self, patches: int) -> None:
         """Work through no more than `patches` together."""
         if patches < self.micro:
-            self.micro = self._fits = patches
+            self.micro = self.fits = patches
 
     def _accumulate(self, batch: Batch, step: int, ramp: float) -> Losses:
         """Add up the gradients of the parts of this process's share of `batch`, and take the sum of all processes."""
@@ -210,7 +216,7 @@ class Learner:
                 with self.fabric.no_backward_sync(self._module, enabled=start != starts[-1]):
                     losses = self._module(*self._on_device(part))
                     if start == 0:
-                        self._calibrate(losses)
+                        self._calibrated = self.objective.calibrate(losses, partial(added_up, self.fabric))
                     total = self.objective.total(losses, ramp=ramp)
                     self.fabric.backward(total * (share * self.fabric.world_size))  # of which the mean is taken
                 values = share * torch.stack([*losses.values(), total]).detach()
@@ -218,12 +224,11 @@ class Learner:
         assert sums is not None  # noqa: S101 - there is at least one patch
         return dict(zip((*losses, "total"), added_up(self.fabric, sums).tolist(), strict=True))
 
-    def _calibrate(self, losses: Mapping[str, Tensor]) -> None:
-        """Let the objective set its weights, the same in all processes."""
-        self.objective.calibrate(losses)
-        calibration = self.objective.calibration
-        if calibration is not None and self.fabric.world_size > 1:
-            calibration.factors.copy_(added_up(self.fabric, calibration.factors) / self.fabric.world_size)
+    def _weights_set(self, step: int) -> Message:
+        objective = self.objective
+        names = objective.calibration.names if objective.calibration is not None else []
+        weights = ", ".join(f"{name} {objective.weight(name):.3g}" for name in names)
+        return Message(f"The weights are set by the gradients of step {step + 1}: {weights}.")
 
     # --------------------------------------------------------------------------------------------------- checkpointing
 
@@ -234,7 +239,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "mean": None if self.mean is None else self.mean.network.state_dict(),
             "precision": self._precision.state_dict(),
-            "fits": self._fits,
+            "fits": self.fits,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:

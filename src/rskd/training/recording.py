@@ -19,6 +19,7 @@ from rskd.models.segmenter import Segmenter
 from rskd.records import (
     DATA,
     NETWORKS,
+    OBJECTIVE,
     CaseRecord,
     Fields,
     changed_cases,
@@ -34,7 +35,7 @@ Side = tuple[Sequence[Case], Sequence[Slice]]
 
 
 def record(trainer: Trainer, teacher: Segmenter | None, sides: Mapping[str, Side], *, threads: int) -> list[Message]:
-    """Write environment, networks and data of a run; returns what is to be said about the data.
+    """Write environment, networks, objective and data of a run; returns what is to be said about the data.
 
     Parameters
     ----------
@@ -54,6 +55,7 @@ def record(trainer: Trainer, teacher: Segmenter | None, sides: Mapping[str, Side
     networks = {"student": _passport(student)}
     if teacher is not None and isinstance(trainer.job, DistillJob):
         networks = {"teacher": _passport(teacher, trainer.job.teacher), **networks}
+        write_json(folder / OBJECTIVE, trainer.job.distillation.model_dump(mode="json"))
     write_json(folder / NETWORKS, networks)
     cases = [record for side, (members, planes) in sides.items() for record in _records(side, members, planes)]
     classes = [info.name for info in student.spec.classes]

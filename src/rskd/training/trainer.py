@@ -16,10 +16,10 @@ from lightning_fabric import Fabric
 from rskd.config import TrainOptions
 from rskd.data import Batch, Slice, sampler_for
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError, RskdError
+from rskd.errors import DataError, FileError, ResourceError, RskdError
 from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Step, Task
 from rskd.io.files import write_atomically
-from rskd.jobs import DistillJob
+from rskd.jobs import DistillJob, TrainJob
 from rskd.models import weights
 from rskd.models.segmenter import Segmenter
 from rskd.records import METRICS, append_lines, case_scores, rewind_scores
@@ -27,7 +27,7 @@ from rskd.runs import STOPPED, RunFolder
 from rskd.training.answers import keep_answers
 from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
 from rskd.training.launch import any_process
-from rskd.training.learner import Learner
+from rskd.training.learner import Learner, Losses
 from rskd.training.schedule import learning_rate, ramp
 from rskd.training.validation import Scores, mean_scores, validate
 
@@ -70,7 +70,9 @@ class Trainer:
         case_ids: Mapping[str, str],
         fabric: Fabric,
     ) -> None:
-        self.folder, self.job, self.held_out, self.origin, self.fabric = folder, folder.job(), held_out, origin, fabric
+        self.folder, self.held_out, self.origin, self.fabric = folder, held_out, origin, fabric
+        self.job = _as_it_runs(folder.job(), objective)
+        """What was asked for, with the terms that are used."""
         self._case_ids = case_ids
         options = self.options
         self.learner = Learner(objective, options, fabric)
@@ -168,7 +170,7 @@ class Trainer:
         batch = self.sampler.batch(self.step)
         rate = self._learning_rate()
         rising = ramp(self.step, self.steps, share=self.learner.objective.options.ramp)
-        losses, bad = yield from self._watch(self.learner.learn(batch, self.step, rate=rate, ramp=rising))
+        losses, bad = yield from self._learn(batch, rate, rising)
         if bad is not None:
             return (yield from self._leave_out(batch, bad))
         self._bad = 0
@@ -179,6 +181,14 @@ class Trainer:
         seconds = time.perf_counter() - began
         yield from self._say(Step(self.step, self.steps, self._epoch(), losses, rate, seconds))
         return True
+
+    def _learn(self, batch: Batch, rate: float, rising: float) -> Task[tuple[Losses, str | None]]:
+        try:
+            return (yield from self._watch(self.learner.learn(batch, self.step, rate=rate, ramp=rising)))
+        except ResourceError:
+            if self.fabric.world_size > 1:
+                self._leave_word()
+            raise
 
     def _learning_rate(self) -> float:
         options = self.options
@@ -324,7 +334,9 @@ class Trainer:
         """
         if not self.fabric.is_global_zero:
             return
-        state = {name: getattr(self, name) for name in _STATE} | self.learner.state()
+        self._write({name: getattr(self, name) for name in _STATE} | self.learner.state())
+
+    def _write(self, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         try:
@@ -334,6 +346,11 @@ class Trainer:
                 f"{str(error).rstrip('.')}: the checkpoint before is whole; make room, then go on with "
                 f"`rskd resume {self.folder.path}`."
             ) from error
+
+    def _leave_word(self) -> None:
+        """Add to the last checkpoint how much fits into the memory, for the run cannot go on in this process."""
+        state = torch.load(self.folder.checkpoint, map_location="cpu", weights_only=True)
+        self._write(state | {"fits": self.learner.fits})
 
     def _restore(self) -> None:
         """Go back to the last checkpoint, of whatever number of processes."""
@@ -377,6 +394,11 @@ class Trainer:
         if isinstance(self.job, DistillJob):
             card["teacher sha256"] = self.origin["teacher"][0]
         weights.save(self.folder.best, self.learner.student, card=card)
+
+
+def _as_it_runs(job: TrainJob | DistillJob, objective: Objective) -> TrainJob | DistillJob:
+    """Return the job with the terms that are used: a teacher may have to do without some."""
+    return job.model_copy(update={"distillation": objective.options}) if isinstance(job, DistillJob) else job
 
 
 _STATE = ("step", "best", "stale", "setbacks", "origin", "_bad", "_sums", "_counted")
