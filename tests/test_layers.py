@@ -92,6 +92,25 @@ def test_segmentation_of_rgb_has_the_axes_of_the_picture() -> None:
         np.testing.assert_allclose(to_world(labels, corner), to_world(layer, corner), atol=1e-9)
 
 
+def test_classes_that_may_overlap_have_a_layer_each() -> None:
+    classes = [*CLASSES, {"name": "tumour", "color": "#0000ff"}]
+    planes = np.random.default_rng(0).integers(0, 2, (2, 4, 6, 8)).astype(np.uint8)
+    layer = world((4, 6, 8))
+    arrays = {"labels": planes, "probabilities": planes * np.float32(0.7)}
+    vessel, tumour, *probable = map(
+        made, segmentation_layers(arrays, classes, Source.of(layer), by="student", axes="zyx", overlapping=True)
+    )
+    for own, plane, info in zip((vessel, tumour), planes, classes[1:], strict=True):
+        np.testing.assert_array_equal(own.data, plane)
+        assert own.name == f"{info['name'].capitalize()} (student)"
+        assert [*own.features["class"]] == ["background", info["name"]]
+        red, green, blue = (int(info["color"][at : at + 2], 16) / 255 for at in (1, 3, 5))
+        np.testing.assert_allclose(own.colormap.map(1), (red, green, blue, 1), atol=1e-6)
+        np.testing.assert_allclose(to_world(own, (1, 2, 3)), to_world(layer, (1, 2, 3)), atol=1e-9)
+    assert [own.name for own in probable] == ["Probability of vessel (student)", "Probability of tumour (student)"]
+    np.testing.assert_array_equal(probable[1].data, arrays["probabilities"][1])
+
+
 @pytest.mark.parametrize("axes", ["czyx", "zcyx"])
 def test_a_channel_axis_disappears_from_the_geometry(axes: str) -> None:
     """The channel axis has no part in rotation here, so the oracle is the layer itself at channel 0."""

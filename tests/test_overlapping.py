@@ -11,13 +11,17 @@ import torch
 from lightning_fabric import Fabric
 
 from rskd.cases import Case, read_case
+from rskd.clean_up import clean_up
 from rskd.config import (
     BACKGROUND,
     AugmentOptions,
     ClassInfo,
+    CleanUpOptions,
     DataOptions,
     ModelSpec,
     SamplingOptions,
+    ScoreOptions,
+    SegmentOptions,
     TrainOptions,
 )
 from rskd.data import IGNORE, Slice, cut, load_slices
@@ -26,21 +30,32 @@ from rskd.distillation.baselines.table import BASELINES, chosen, method
 from rskd.distillation.feasible import feasible
 from rskd.distillation.logits import logits_loss
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, ModelError
+from rskd.errors import DataError, ModelError, ParameterError
+from rskd.evaluate import evaluate
 from rskd.events import Epoch, drain
-from rskd.io import write_image
-from rskd.jobs import DistillJob, PreflightJob, TrainJob
+from rskd.export import export_onnx
+from rskd.io import check_place, read_labels, read_scan, write_image, write_labels
+from rskd.jobs import BatchJob, DistillJob, EvaluateJob, PreflightJob, ReportJob, SegmentJob, TrainJob
+from rskd.large import segment_into
+from rskd.measure import measure
+from rskd.metrics import border_distances
 from rskd.models import weights
 from rskd.models.augmented import Augmented
+from rskd.models.exported import OnnxSegmenter
 from rskd.models.foreign import load_foreign
 from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
 from rskd.preflight import preflight
 from rskd.records import read_json
+from rskd.report.measure import Plane
+from rskd.report.pictures import EXTRA, MISSED, MIXED_UP, mistakes, overlay
+from rskd.run import Session
 from rskd.runs import RunFolder
 from rskd.scan import Scan
+from rskd.segment import segment
 from rskd.train import distill, train
 from rskd.training.validation import mean_scores, validate
+from rskd.uncertainty import divergence, entropy, of_every_class
 from tests.running import collect
 
 NAMES = ("red disc", "green disc")
@@ -345,3 +360,225 @@ def test_a_look_before_counts_the_planes_of_every_class(trained, data):
     assert value["training"]["per_class"] == {NAMES[0]: 5, NAMES[1]: 5}
     assert value["seconds"] is not None
     assert not [finding for finding in value["findings"] if finding["kind"] == "problem"]
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def cut_at_the_mean(image):
+    """Return what `Bright` finds in a picture or volume with the channels first."""
+    axes = (-2, -1)
+    return image >= image.mean(axes, keepdims=True)
+
+
+@pytest.fixture
+def volume():
+    image = np.random.default_rng(1).normal(size=(2, 3, 40, 50)).astype(np.float32)
+    affine = np.array([[0, 2.0, 0, 5], [3, 0, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1]])
+    return Scan(image, "czyx", spacing=(3, 2, 2), units="mm", affine=affine, anatomical=True)
+
+
+def test_a_segmentation_has_a_plane_per_class_in_the_world_of_the_scan(volume):
+    found = drain(segment(Bright(), volume, SegmentOptions(probabilities=True, axis="z")))
+    labels, probabilities = found.labels, found.probabilities
+    assert (labels.axes, labels.channels, labels.data.dtype) == ("czyx", NAMES, np.uint8)
+    assert (labels.spacing, labels.units, labels.affine is volume.affine) == ((3, 2, 2), "mm", True)
+    np.testing.assert_array_equal(labels.data, cut_at_the_mean(volume.data))
+    z = (volume.data - volume.data.mean((2, 3), keepdims=True)) / volume.data.std((2, 3), keepdims=True)
+    np.testing.assert_allclose(probabilities.data, 1 / (1 + np.exp(-z)), atol=1e-5)
+    np.testing.assert_array_equal(labels.data, probabilities.data >= 0.5)
+    turned = Scan(volume.data.transpose(3, 2, 0, 1), "xycz")
+    again = drain(segment(Bright(), turned, SegmentOptions(axis="z")))
+    assert again.labels.axes == "cxyz"
+    np.testing.assert_array_equal(again.labels.data, labels.data.transpose(0, 3, 2, 1))
+
+
+def test_the_mean_over_three_axes_decides_on_every_class(volume):
+    cube = Scan(volume.data, "czyx")
+    wanted = SegmentOptions(axis="all", probabilities=True)
+    whole = drain(segment(Bright(), cube, wanted))
+    views = [
+        drain(segment(Bright(), cube, wanted.model_copy(update={"axis": axis}))).probabilities.data for axis in "zyx"
+    ]
+    np.testing.assert_allclose(whole.probabilities.data, np.mean(views, 0), atol=1e-6)
+    np.testing.assert_array_equal(whole.labels.data, whole.probabilities.data >= 0.5)
+    alone = drain(segment(Bright(), cube, SegmentOptions(axis="all")))
+    np.testing.assert_array_equal(alone.labels.data, whole.labels.data)
+
+
+def test_a_tile_that_is_skipped_has_none_of_the_classes():
+    image = np.zeros((2, 64, 64), np.float32)
+    image[:, :, 40:] = np.random.default_rng(0).normal(9, 1, (2, 64, 24))
+    found = drain(segment(Bright(frame=None), Scan(image, "cyx"), SegmentOptions(skip_flat=0, tile=16, overlap=0)))
+    assert not found.labels.data[:, :, :32].any()
+    assert found.labels.data[:, :, 48:].any()
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_large_image_is_segmented_alike(tmp_path, volume, probabilities):
+    options = SegmentOptions(probabilities=probabilities, region=32, axis="z")
+    whole = drain(segment(Bright(), volume, options))
+    parts = drain(segment_into(tmp_path / "labels.zarr", Bright(), volume, options))
+    assert (parts.labels.axes, parts.labels.channels) == ("czyx", NAMES)
+    np.testing.assert_array_equal(parts.labels.data, whole.labels.data)
+    np.testing.assert_array_equal(read_labels(tmp_path / "labels.zarr").affine, volume.affine)
+    if probabilities:
+        np.testing.assert_allclose(parts.probabilities.data, whole.probabilities.data, atol=1e-6)
+
+
+def test_labels_beside_an_image_in_its_ome_zarr(tmp_path):
+    image = Scan(discs(0)[0], "cyx")
+    write_image(tmp_path / "image.zarr", image)
+    found = drain(
+        segment_into(tmp_path / "image.zarr" / "labels" / "discs", Bright(), read_scan(tmp_path / "image.zarr"))
+    )
+    np.testing.assert_array_equal(found.labels.data, cut_at_the_mean(image.data))
+
+
+@pytest.mark.parametrize("ending", [".tif", ".nii.gz", ".npy", ".nrrd", ".mha", ".zarr"])
+@pytest.mark.parametrize("axes", ["zyx", "yx"])
+def test_planes_of_classes_come_back_from_every_kind_of_file(tmp_path, ending, axes):
+    masks = np.random.default_rng(0).random((3, 4, 6, 7)) < 0.5
+    scan = Scan(np.zeros((4, 6, 7), np.float32), "zyx", spacing=(3.0, 2.0, 2.0), units="mm")
+    if axes == "yx":
+        masks, scan = masks[:, 0], Scan(np.zeros((6, 7), np.float32), "yx")
+    write_image(tmp_path / "image.nii", scan)
+    write_labels(tmp_path / f"mask{ending}", masks.astype(np.uint8), scan, names=("one", "two", "three"))
+    found = read_case(Case("image", tmp_path / "image.nii", tmp_path / f"mask{ending}"), spec_of(3)).mask
+    np.testing.assert_array_equal(found, masks.reshape(3, -1, 6, 7).swapaxes(0, 1))
+    if ending in (".tif", ".zarr"):
+        assert read_labels(tmp_path / f"mask{ending}").channels == ("one", "two", "three")
+    if ending == ".nii.gz":
+        assert nibabel.load(tmp_path / "mask.nii.gz").shape == (7, 6, len(masks[0]) if axes == "zyx" else 1, 3)
+
+
+def test_a_picture_of_colours_holds_no_planes_of_classes(tmp_path):
+    scan = Scan(np.zeros((6, 7), np.uint8), "yx")
+    for refuse in (
+        lambda path: check_place(path, scan, overlapping=True),
+        lambda path: write_labels(path, np.zeros((3, 6, 7), np.uint8), scan),
+    ):
+        with pytest.raises(ParameterError, match=r"mask.png holds one picture, .* use .tif"):
+            refuse(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="Planes of classes go up to 2: write 1 where a class is"):
+        write_labels(tmp_path / "mask.tif", np.full((3, 6, 7), 2, np.uint8), scan)
+
+
+def test_every_class_is_cleaned_up_and_measured_by_itself():
+    large, ring = np.zeros((2, 8, 8), np.uint8)
+    large[:6, :6] = 1  # covers the ring
+    ring[1:4, 1:4], ring[2, 2], ring[7, 7] = 1, 0, 1
+    labels = Scan(np.stack([large, ring]), "cyx", spacing=(2.0, 2.0), units="mm", channels=NAMES)
+    options = CleanUpOptions(keep_largest=(NAMES[1],), fill_holes=("all",))
+    found = clean_up(labels, options, NAMES)
+    np.testing.assert_array_equal(found.data[0], large)
+    assert found.data[1].sum() == 9
+    assert (found.channels, found.data.dtype) == (NAMES, np.uint8)
+    image = Scan(np.arange(64.0).reshape(8, 8), "yx")
+    rows = measure(labels, image, names=NAMES)
+    assert [(row.label, row.name, row.voxels, row.size, row.components) for row in rows] == [
+        (1, NAMES[0], 36, 144.0, 1),
+        (2, NAMES[1], 9, 36.0, 2),
+    ]
+    assert rows[1].intensities[0].maximum == 63
+
+
+def test_how_sure_a_network_is_of_every_class_by_hand():
+    p, q = np.array([[0.5, 1.0], [0.25, 0.0]]), np.array([[0.5, 0.0], [0.25, 0.0]])
+    np.testing.assert_allclose(of_every_class(entropy)(p), [[1, 0], [0.8112781, 0]], atol=1e-6)
+    np.testing.assert_allclose(of_every_class(divergence)(p, q), [[0, 1], [0, 0]], atol=1e-6)
+
+
+def test_a_session_segments_measures_and_writes_every_class(trained, data, tmp_path):
+    output = tmp_path / "labels.tif"
+    job = SegmentJob(
+        model=trained[0].best, image=data.images / "5.tif", output=output, measure="classes", uncertainty=("entropy",),
+        compare_with=trained[0].best, tta="flips", clean_up=CleanUpOptions(keep_largest=("all",)),
+    )  # fmt: skip
+    outcome = drain(Session().run(job, {}))
+    _, masks = discs(5)
+    labels = outcome.arrays["labels"]
+    assert outcome.value["overlapping"]
+    for own, true in zip(labels > 0, masks, strict=True):
+        assert 2 * (own & true).sum() / (own.sum() + true.sum()) > 0.8
+    assert (labels[0] & labels[1]).any()
+    assert outcome.value["measurements"]["voxels"] == labels.sum((1, 2)).tolist()
+    assert outcome.arrays["entropy"].shape == outcome.arrays["divergence"].shape == labels.shape
+    assert not outcome.arrays["disagreement"].any()
+    np.testing.assert_array_equal(read_labels(output).data, labels)
+    assert read_labels(tmp_path / "labels_entropy.tif").data.shape == labels.shape
+
+
+def test_a_batch_writes_planes_beside_pictures(trained, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.tif", Scan(discs(0)[0], "cyx"))
+    value = drain(
+        Session().run(BatchJob(model=trained[0].best, images=tmp_path / "in", output=tmp_path / "out"), {})
+    ).value
+    assert (value["done"], value["failed"]) == (1, 0)
+    assert read_labels(tmp_path / "out" / "a.tif").data.shape == (2, SIZE, SIZE)
+
+
+def test_networks_of_different_kinds_are_not_compared(trained, data, tmp_path):
+    weights.save(tmp_path / "other.safetensors", Segmenter(network(overlapping=False)), card={})
+    job = SegmentJob(model=trained[0].best, image=data.images / "5.tif", compare_with=tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="may overlap"):
+        drain(Session().run(job, {}))
+
+
+@pytest.mark.parametrize("size", [32])
+def test_an_exported_network_says_the_same(tmp_path, trained, size):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    model = weights.load(trained[0].best)
+    export_onnx(model, tmp_path / "net.onnx", size=size)
+    exported = OnnxSegmenter(tmp_path / "net.onnx")
+    assert exported.spec.outputs == model.spec.outputs
+    scan = Scan(discs(3)[0], "cyx")
+    found = [drain(segment(network, scan)).labels.data for network in (model, exported)]
+    assert (found[0] != found[1]).mean() < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+
+def test_an_evaluation_measures_every_class_by_itself(trained, data):
+    job = EvaluateJob(model=trained[0].best, data=data, scores=ScoreOptions(surface=True, tolerance=1.0))
+    value = drain(evaluate(job)).value
+    assert value["classes"] == [*NAMES]
+    model = weights.load(trained[0].best)
+    for seed, row in enumerate(value["cases"]):
+        image, masks = discs(seed)
+        labels = drain(segment(model, Scan(image, "cyx"))).labels.data > 0
+        for own, true, name in zip(labels, masks, NAMES, strict=True):
+            both, either = (own & true).sum(), (own | true).sum()
+            assert row["dice"][name] == pytest.approx(2 * both / (own.sum() + true.sum()))
+            assert row["iou"][name] == pytest.approx(both / either)
+            apart = border_distances(own, true)
+            assert row["hd95"][name] == pytest.approx(apart.hausdorff())
+            assert row["surface_dice"][name] == pytest.approx(apart.surface_dice(1.0))
+    assert value["unit"] == "voxel"
+
+
+def test_mistakes_by_hand_and_both_classes_in_a_picture():
+    truth = np.array([[[1, 1, 0, 1, 1]], [[0, 1, 0, 0, 0]]])
+    labels = np.array([[[1, 0, 1, 0, 0]], [[0, 1, 0, 1, 0]]])
+    region = np.array([[True, True, True, True, False]])
+    plane = Plane("a", 1, 1, np.zeros((1, 1, 5)), truth, region, {"student": labels})
+    assert mistakes(plane, labels).tolist() == [[0, MISSED, EXTRA, MIXED_UP, 0]]
+    colors = ("#000000", "#ff0000", "#0000ff")
+    nothing = overlay(plane, np.zeros_like(labels), colors)
+    assert (
+        len({nothing, *(overlay(plane, labels * np.array(k)[:, None, None], colors) for k in ((1, 0), (0, 1), (1, 1)))})
+        == 4
+    )
+
+
+def test_the_report_of_a_run_shows_its_pictures(trained, tmp_path):
+    run, events = trained
+    outcome = drain(Session().run(ReportJob(run=run.path, output=tmp_path / "report.html"), {}))
+    (epoch,) = [event for event in events if isinstance(event, Epoch)]
+    assert outcome.value["dice"]["student"] == pytest.approx(epoch.dice, abs=0.02)
+    page = (tmp_path / "report.html").read_text()
+    assert "no pictures" not in page
+    assert all(name in page for name in NAMES)

@@ -248,3 +248,14 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_masks_of_classes_that_overlap_are_labels_of_each(tmp_path: Path) -> None:
+    planes = np.random.default_rng(0).integers(0, 2, (2, 3, 6, 8)).astype(np.uint8)
+    write_labels(tmp_path / "mask.zarr", planes, Scan(np.zeros((3, 6, 8)), "zyx"), names=("liver", "tumour"))
+    reader = get_reader(str(tmp_path / "mask.zarr"))
+    assert reader is not None
+    layers = [Layer.create(*data) for data in reader(str(tmp_path / "mask.zarr"))]
+    assert [(type(layer), layer.name) for layer in layers] == [(Labels, "mask liver"), (Labels, "mask tumour")]
+    for layer, plane in zip(layers, planes, strict=True):
+        np.testing.assert_array_equal(layer.data, plane)

@@ -333,7 +333,7 @@ def test_a_result_does_not_depend_on_regions_and_chunks(
     options = SegmentOptions(axis=axis, probabilities=True)
     expected = drain(segment(Blurry(normalisation=kind), Scan(data, "zyx"), options))
     monkeypatch.setattr("rskd.segment.free_memory", lambda device: 400_000)  # for the plan, not for the result
-    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, 3, probabilities=True))
+    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, plan.spec, probabilities=True))
     lazy = Chunked(data, chunks)
     small = options.model_copy(update={"region": 48})
     found = drain(segment(Blurry(normalisation=kind), Scan(lazy, "zyx"), small))
@@ -353,7 +353,7 @@ def test_a_resampled_result_does_not_depend_on_regions(
     model = Blurry(frame=frame, spacing=spacing)
     whole = drain(segment(model, scan, SegmentOptions(probabilities=True)))
     monkeypatch.setattr("rskd.segment.free_memory", lambda device: 400_000)
-    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, 3, probabilities=True))
+    monkeypatch.setattr("rskd.segment._room_for", lambda plan: Room.of(plan.shape, plan.spec, probabilities=True))
     parts = drain(segment(model, scan, SegmentOptions(probabilities=True, region=32)))
     assert whole.probabilities is not None
     assert parts.probabilities is not None

@@ -164,14 +164,21 @@ def is_result(layer: Any) -> bool:
 
 
 def segmentation_layers(
-    arrays: Mapping[str, Array], classes: Sequence[Mapping[str, str]], source: Source, *, by: str, axes: str
+    arrays: Mapping[str, Array],
+    classes: Sequence[Mapping[str, str]],
+    source: Source,
+    *,
+    by: str,
+    axes: str,
+    overlapping: bool = False,
 ) -> list[LayerData]:
     """Return the labels, and the probability of every class but the background if there are any.
 
     Parameters
     ----------
     arrays
-        `labels` over the source's axes without channels, and perhaps `probabilities` with the classes first.
+        `labels` over the source's axes without channels, and perhaps `probabilities` with the classes first; of classes
+        that may overlap, the labels have them first as well.
     classes
         `name` and `color` of every class, background first.
     source
@@ -180,21 +187,28 @@ def segmentation_layers(
         Who made it, for the layer's name: "teacher", "student".
     axes
         Axes of the image that was segmented.
+    overlapping
+        Whether classes may overlap: each then has a layer of its own.
     """
     place = _without_channel(source.place(), axes)
     metadata = {**source.metadata, **made_by({"by": by})}
     foreground = [c["name"] for c in classes[1:]]
-    title = foreground[0].capitalize() if len(foreground) == 1 else "Segmentation"
-    labels = {
-        "name": f"{title} ({by})",
-        "colormap": class_colors(classes),
-        "features": {"index": list(range(len(classes))), "class": [c["name"] for c in classes]},
-        "metadata": metadata,
-        **place,
-    }
-    layers: list[LayerData] = [(np.asarray(arrays["labels"]), labels, "labels")]
+    parts = [(arrays["labels"], classes)]
+    if overlapping:
+        parts = [(plane, (classes[0], own)) for plane, own in zip(arrays["labels"], classes[1:], strict=True)]
+    layers: list[LayerData] = []
+    for volume, shown in parts:
+        title = shown[1]["name"].capitalize() if len(shown) == 2 else "Segmentation"
+        labels = {
+            "name": f"{title} ({by})",
+            "colormap": class_colors(shown),
+            "features": {"index": list(range(len(shown))), "class": [c["name"] for c in shown]},
+            "metadata": metadata,
+            **place,
+        }
+        layers.append((np.asarray(volume), labels, "labels"))
     if "probabilities" in arrays:
-        for name, volume in zip(foreground, arrays["probabilities"][1:], strict=True):
+        for name, volume in zip(foreground, arrays["probabilities"][-len(foreground) :], strict=True):
             style = {"colormap": "magma", "blending": "additive", "visible": False, "contrast_limits": (0, 1)}
             options = {"name": f"Probability of {name} ({by})", "rgb": False, "metadata": metadata, **style, **place}
             layers.append((np.asarray(volume), options, "image"))

@@ -34,7 +34,7 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
 
 
 def read_layers(path: str | Sequence[str]) -> list[LayerData]:
-    """Read scans into layers: an image or labels for each, an image per channel where there are channels.
+    """Read scans into layers: an image or labels for each; where there are channels, an image or labels for each.
 
     Parameters
     ----------
@@ -46,7 +46,26 @@ def read_layers(path: str | Sequence[str]) -> list[LayerData]:
     scans = read_scans(*([path] if isinstance(path, str) else path))
     for note in (note for scan in scans for note in scan.notes):
         show_info(note)
-    return [layer_of(scan) for scan in scans]
+    return [layer_of(part) for scan in scans for part in by_class(scan)]
+
+
+def by_class(scan: Scan) -> list[Scan]:
+    """Return labels of classes that may overlap as labels of each, called by its name; any other scan as it is."""
+    if scan.meaning != "labels" or "c" not in scan.axes:
+        return [scan]
+    at, axes = scan.axes.index("c"), scan.axes.replace("c", "")
+    planes = [(*(slice(None) for _ in range(at)), number) for number in range(scan.channel_count)]
+    levels = [_lazily(level) for level in (scan.data, *scan.pyramid)]
+    return [
+        replace(
+            scan,
+            data=levels[0][plane],
+            axes=axes,
+            channels=scan.channels[number : number + 1],
+            pyramid=tuple(level[plane] for level in levels[1:]),
+        )
+        for number, plane in enumerate(planes)
+    ]
 
 
 def layer_of(scan: Scan) -> LayerData:
@@ -62,6 +81,7 @@ def layer_of(scan: Scan) -> LayerData:
     """
     options = {"name": name_of(scan), "metadata": {SCAN: without_voxels(scan)}, **place(scan)}
     if scan.meaning == "labels":
+        options["name"] = " ".join([name_of(scan), *scan.channels])
         return _shown(scan), options, "labels"
     options["rgb"] = scan.channels in _COLOURS and scan.axes.endswith("c")
     if "c" in scan.axes and not options["rgb"]:

@@ -130,7 +130,7 @@ def passport_words(passport: Mapping[str, Any]) -> str:
     swatches = [f"<span style='color:{c['color']}'>■</span> {c['name']}" for c in spec["classes"][1:]]
     rows = {
         "Name": spec["name"],
-        "Finds": ", ".join(swatches),
+        "Finds": ", ".join(swatches) + " (may overlap)" * spec["overlapping"],
         "Expects": ", ".join(filter(None, [spec["modality"], _channel_words(spec)])),
         "Network": f"{spec['encoder']}, {spec['image_size']} px tiles, {spec['patch_size']} px tokens",
         "Size": f"{passport['parameters'] / 1e6:.2f} million parameters, {passport['bytes'] / 1e6:.1f} MB",

@@ -70,7 +70,8 @@ class SegmentWidget(Panel):
         if self._source is None:
             return
         classes = outcome.value["classes"]
-        for data in segmentation_layers(outcome.arrays, classes, self._source, by=self._by, axes=self._axes):
+        how = {"by": self._by, "axes": self._axes, "overlapping": outcome.value["overlapping"]}
+        for data in segmentation_layers(outcome.arrays, classes, self._source, **how):
             add_layer(self.viewer, data)
         self.say(f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}.")
 

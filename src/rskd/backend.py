@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 Array = Any
 """A torch tensor or a NumPy array."""
@@ -40,6 +41,9 @@ class Backend(Protocol):
 
     def softmax(self, values: Array) -> None:
         """Turn logits (K, H, W) into probabilities, in place."""
+
+    def sigmoid(self, values: Array) -> None:
+        """Turn logits into the probability of each by itself, in place."""
 
     def strongest(self, values: Array) -> Array:
         """Return the index of the largest of K values (K, H, W) for every pixel."""
@@ -85,6 +89,10 @@ class NumpyBackend:
         values -= values.max(0)
         np.exp(values, out=values)
         values /= values.sum(0)
+
+    def sigmoid(self, values: Array) -> None:
+        """See `Backend`."""
+        expit(values, out=values)
 
     def strongest(self, values: Array) -> NDArray[np.intp]:
         """See `Backend`."""

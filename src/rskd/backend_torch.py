@@ -55,6 +55,10 @@ class TorchBackend:
         """See `Backend`."""
         values.copy_(values.softmax(0))
 
+    def sigmoid(self, values: Tensor) -> None:
+        """See `Backend`."""
+        values.sigmoid_()
+
     def strongest(self, values: Tensor) -> Tensor:
         """See `Backend`."""
         return values.max(0).indices  # the same as argmax, and twelve times as fast

@@ -148,7 +148,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
         scan = _read(item, job.axes)
         results = yield from retold(segment_scan(job, scan, model, *others), _about(case))
         names = [info.name for info in model.spec.classes[1:]]
-        written = yield from _write(job, item, case, replace(results, measurements=()), scan, names)
+        written = yield from _write(job, item, case, replace(results, measurements=()), names)
     except RskdError as error:
         return Record(item.name, case, error=_nameless(str(error), job, item, case))
     except Exception as error:  # a library that stumbles over one file must not keep the others from being done
@@ -235,11 +235,9 @@ def _read(item: Item, axes: str | None) -> Scan:
     return read_scans(*item.files)[0]
 
 
-def _write(
-    job: BatchJob, item: Item, case: str, results: Results, scan: Scan, names: Sequence[str]
-) -> Task[list[Path]]:
+def _write(job: BatchJob, item: Item, case: str, results: Results, names: Sequence[str]) -> Task[list[Path]]:
     """Write the results; where the format of the source cannot hold them, as NIfTI."""
-    ending = _ending(job, item, scan)
+    ending = _ending(job, item, results.labels)
     target = job.output / f"{item.target}{ending}"
     try:
         return write_results(target, results, names)
@@ -251,15 +249,15 @@ def _write(
         return write_results(target.with_name(f"{target.name.removesuffix(ending)}.nii.gz"), results, names)
 
 
-def _ending(job: BatchJob, item: Item, scan: Scan) -> str:
-    """Return the ending of the labels."""
+def _ending(job: BatchJob, item: Item, labels: Scan) -> str:
+    """Return the ending of the file for labels."""
     if job.format != "source":
         return _ENDINGS.get(job.format, f".{job.format}")
     own = split_name(item.files[0].name)[1]
     if item.dicom:
         return ".dcm"
-    ending = _OF_SOURCE.get(own, own) or (".nii.gz" if scan.anatomical else ".tif")
-    return ".tif" if ending == ".png" and scan.axes.replace("c", "") != "yx" else ending
+    ending = _OF_SOURCE.get(own, own) or (".nii.gz" if labels.anatomical else ".tif")
+    return ".tif" if ending == ".png" and labels.axes != "yx" else ending
 
 
 def _case(item: Item) -> str:

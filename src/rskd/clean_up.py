@@ -8,6 +8,7 @@ the class around it where the holes of that class are filled. Cleaning up twice 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,7 +34,8 @@ def clean_up(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Sca
     Parameters
     ----------
     labels
-        Class indices over any axes without c.
+        Class indices over any axes without c; or with c, a plane for each of the classes 1, 2 …, of which each is then
+        cleaned up by itself.
     options
         What to do to which class.
     names
@@ -53,6 +55,8 @@ def clean_up(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Sca
            [1, 1, 1, 0, 0],
            [1, 1, 1, 0, 0]])
     """
+    if "c" in labels.axes:
+        return _clean_up_planes(labels, options, names)
     spatial = [axis for axis in SPATIAL if axis in labels.axes]
     stacked = move_axes(labels.data, labels.axes, ["t", *spatial]).copy()  # t, then z y x
     sizes = {label: size for name, size in options.sizes.items() for label in _labels_of([name], names)}
@@ -69,6 +73,14 @@ def clean_up(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Sca
     order = (["t"] if "t" in labels.axes else []) + spatial
     cleaned = stacked.reshape([n for n, axis in zip(stacked.shape, ["t", *spatial], strict=True) if axis in order])
     return labels.like(cleaned.transpose([order.index(axis) for axis in labels.axes]), labels.axes)
+
+
+def _clean_up_planes(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Scan:
+    at = labels.axes.index("c")
+    axes, planes = labels.axes.replace("c", ""), np.moveaxis(np.asarray(labels.data), at, 0)
+    numbered = (np.where(plane, label, 0) for label, plane in enumerate(planes, 1))
+    cleaned = [clean_up(labels.like(plane, axes), options, names).data > 0 for plane in numbered]
+    return replace(labels, data=np.stack(cleaned, axis=at).astype(planes.dtype))
 
 
 def check_names(options: CleanUpOptions, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,16 +83,17 @@ def _measure(model: Segmenter, case: Case, job: EvaluateJob, progress: Progress)
 
 
 def stacked(labels: Scan) -> NDArray[np.integer]:
-    """Return the planes of labels, S H W, in the order in which a case is read.
+    """Return the planes of labels, S H W or with a plane per class S K H W, in the order in which a case is read.
 
     Examples
     --------
     >>> stacked(Scan(np.zeros((6, 5, 4), np.uint8), "xyz")).shape
     (4, 5, 6)
     """
-    stack = "".join(axis for axis in labels.axes if axis not in "yx")
-    planes = move_axes(labels.data, labels.axes, stack + "yx")
-    return planes.reshape(-1, *planes.shape[-2:])
+    stack = "".join(axis for axis in labels.axes if axis not in "cyx")
+    kept = "cyx" if "c" in labels.axes else "yx"
+    planes = move_axes(labels.data, labels.axes, stack + kept)
+    return planes.reshape(-1, *planes.shape[-len(kept) :])
 
 
 def class_names(spec: ModelSpec) -> list[str]:
@@ -107,7 +109,7 @@ def compare(
     Parameters
     ----------
     labels
-        Class indices, S H W.
+        Class indices, S H W; or with a plane per class S K H W, each of which is then measured by itself.
     arrays
         The case, with its mask.
     scan
@@ -126,6 +128,10 @@ def compare(
         measures of borders are means over these.
     """
     assert arrays.mask is not None  # noqa: S101 - callers have looked
+    if labels.ndim == 4:
+        sides = [(labels[:, k], arrays._replace(mask=arrays.mask[:, k])) for k in range(len(names))]
+        rows = (compare(*side, scan, [name], options) for side, name in zip(sides, names, strict=True))
+        return reduce(_together, rows)
     classes = len(names) + 1
     confusion = confusion_matrix(labels, arrays.mask, classes, region=arrays.region)
     row: Row = {"dice": _named(names, dice(confusion)[1:]), "iou": _named(names, iou(confusion)[1:])}
@@ -144,6 +150,13 @@ def compare(
     row["surface_dice"] = _named(names, _mean_over_time([score.surface_dice for score in scores]))
     row["unit"] = size.unit
     return row
+
+
+def _together(first: Row, second: Row) -> Row:
+    """Return the scores of other classes in one row."""
+    return {
+        measure: scores | second[measure] if isinstance(scores, dict) else scores for measure, scores in first.items()
+    }
 
 
 def _volumes(planes: NDArray[Any], scan: Scan) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +126,13 @@ def _fill(ledger: Ledger, model: Segmenter) -> Task[None]:
 def room_for(plan: Plan, box: Box) -> Room:
     """Return room in memory for the result of a box."""
     shape = [part.stop - part.start for part in box]
-    return Room.of(shape, len(plan.spec.classes), probabilities=plan.options.probabilities)
+    return Room.of(shape, plan.spec, probabilities=plan.options.probabilities)
 
 
 def result_of(place: Place, plan: Plan, recipe: SegmentRecipe) -> Segmentation:
     """Return a result that is whole, lazy."""
-    labels = plan.scan.like(read_scan(place.output).data, plan.axes)
+    found = read_scan(place.output)
+    labels = replace(plan.scan.like(found.data, found.axes), channels=found.channels)
     if not plan.options.probabilities:
         return Segmentation(labels, None, recipe)
     found = read_scan(place.probabilities)

@@ -75,8 +75,11 @@ class Store:
 
     folder: Path
     axes: str
-    """Of the labels."""
-    classes: int
+    """Of the labels, without the classes."""
+    classes: tuple[str, ...]
+    """Names of the network's outputs."""
+    overlapping: bool
+    """Whether the labels have a plane for each of them."""
     probable: bool
     """Whether there are probabilities as well."""
 
@@ -88,17 +91,22 @@ class Store:
 
     @property
     def class_axis(self) -> int:
-        """Where the classes come in the probabilities."""
+        """Where the classes come in an array that has them."""
         return 1 if self.axes[:1] == "t" else 0
+
+    def _has_classes(self, name: str) -> bool:
+        return self.overlapping or name == "probabilities"
 
     def begin(self, shape: tuple[int, ...], chunks: tuple[int, ...], *, beside: Path | None) -> None:
         """Make the arrays, empty."""
         at = self.class_axis
-        dtype = np.min_scalar_type(self.classes - 1)
-        ome_zarr.begin(self.folders["labels"], shape, dtype, chunks=chunks, beside=beside)
-        if self.probable:
-            shape, chunks = (*shape[:at], self.classes, *shape[at:]), (*chunks[:at], 1, *chunks[at:])
-            ome_zarr.begin(self.folders["probabilities"], shape, np.dtype(np.float32), chunks=chunks, beside=None)
+        labels = np.min_scalar_type(1 if self.overlapping else len(self.classes) - 1)
+        kinds = {"labels": labels, "probabilities": np.dtype(np.float32)}
+        for name, folder in self.folders.items():
+            own, blocks = shape, chunks
+            if self._has_classes(name):
+                own, blocks = (*shape[:at], len(self.classes), *shape[at:]), (*chunks[:at], 1, *chunks[at:])
+            ome_zarr.begin(folder, own, kinds[name], chunks=blocks, beside=beside if name == "labels" else None)
 
     def write(self, box: Box, labels: NDArray[Any], probabilities: NDArray[Any] | None) -> None:
         """Write the values of a box.
@@ -109,17 +117,21 @@ class Store:
             If the arrays are gone.
         """
         at = self.class_axis
-        self._array("labels")[box] = labels
-        if probabilities is not None:
-            self._array("probabilities")[(*box[:at], slice(None), *box[at:])] = np.moveaxis(probabilities, 0, at)
+        of_all = (*box[:at], slice(None), *box[at:])
+        for name, values in (("labels", labels), ("probabilities", probabilities)):
+            if values is not None and self._has_classes(name):
+                self._array(name)[of_all] = np.moveaxis(values, 0, at)
+            elif values is not None:
+                self._array(name)[box] = values
 
     def complete(self, scan: Scan, own: Mapping[str, Any], *, beside: bool) -> None:
         """Make images of the arrays, in the world of a scan."""
-        at = self.class_axis
-        labels = scan.like(self._array("labels"), self.axes)
+        with_classes = f"{self.axes[: self.class_axis]}c{self.axes[self.class_axis :]}"
+        labels = scan.like(self._array("labels"), with_classes if self.overlapping else self.axes)
+        labels = replace(labels, channels=self.classes if self.overlapping else ())
         ome_zarr.complete(self.folders["labels"], labels, labels=True, beside=beside, own=own)
         if self.probable:
-            values = scan.like(self._array("probabilities"), f"{self.axes[:at]}c{self.axes[at:]}")
+            values = scan.like(self._array("probabilities"), with_classes)
             ome_zarr.complete(self.folders["probabilities"], values, labels=False, own=own)
 
     def _array(self, name: str) -> Any:
@@ -163,7 +175,9 @@ class Ledger:
         """The arrays."""
         made = json.dumps([self.identity, self.setting.tile], sort_keys=True)
         folder = self.place.growing / hashlib.sha256(made.encode()).hexdigest()[:16]
-        return Store(folder, self.plan.axes, len(self.plan.spec.classes), self.plan.options.probabilities)
+        spec = self.plan.spec
+        names = tuple(info.name for info in spec.outputs)
+        return Store(folder, self.plan.axes, names, spec.overlapping, self.plan.options.probabilities)
 
     @property
     def _file(self) -> Path:

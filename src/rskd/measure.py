@@ -73,7 +73,7 @@ def measure(
     Parameters
     ----------
     labels
-        Class indices over any axes without c.
+        Class indices over any axes without c; or with c, a plane for each of the classes 1, 2 …
     image
         What was segmented; ``None`` = no intensities.
     names
@@ -99,6 +99,8 @@ def measure(
     >>> round(liver.size, 9), liver.unit, liver.upper, liver.intensities[0].mean
     (3.0, 'ml', (5.0, 15.0, 15.0), 2.0)
     """
+    if "c" in labels.axes:
+        return _measure_planes(labels, image, names, slices=slices)
     _check(labels, image)
     spatial = "".join(axis for axis in SPATIAL if axis in labels.axes)
     stacked = move_axes(labels.data, labels.axes, ["t", *spatial])
@@ -119,6 +121,16 @@ def measure(
             if slices and "z" in spatial:
                 rows += [part.measured(replace(blank, plane=plane), "yx") for plane, part in region.planes()]
     return tuple(rows)
+
+
+def _measure_planes(labels: Scan, image: Scan | None, names: Sequence[str], *, slices: bool) -> tuple[Measurement, ...]:
+    axes, planes = labels.axes.replace("c", ""), np.moveaxis(np.asarray(labels.data), labels.axes.index("c"), 0)
+    titles = [*names, *(f"label {label}" for label in range(len(names) + 1, len(planes) + 1))]
+    return tuple(
+        replace(row, label=label)
+        for label, (title, plane) in enumerate(zip(titles, planes, strict=True), 1)
+        for row in measure(labels.like(plane, axes), image, names=[title], slices=slices)
+    )
 
 
 def columns(rows: Sequence[Measurement]) -> Columns:

@@ -121,8 +121,6 @@ class Plan:
         ParameterError
             If scan, network and options do not fit together.
         """
-        if spec.overlapping:
-            raise ParameterError(f"The classes of {spec.name} may overlap: it can be trained, but not segment yet.")
         scan = scan.at_level(options.level)
         if "z" not in scan.axes and options.axis not in ("auto", "z"):
             raise ParameterError(

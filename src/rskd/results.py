@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rskd.clean_up import check_names, clean_up, counts_voxels
 from rskd.errors import ModelError
@@ -20,12 +19,12 @@ from rskd.measure import Measurement, columns, measure, write_table
 from rskd.models.exported import OnnxSegmenter
 from rskd.recipe import fingerprint
 from rskd.scan import Scan
-from rskd.uncertainty import divergence, entropy, margin
+from rskd.uncertainty import Measure, divergence, entropy, margin, of_every_class
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter
 
-MAPS: Mapping[str, Callable[[NDArray[Any]], NDArray[np.float32]]] = {"entropy": entropy, "margin": margin}
+MAPS: Mapping[str, Measure] = {"entropy": entropy, "margin": margin}
 """Maps of uncertainty by name."""
 
 
@@ -74,15 +73,19 @@ def segment_scan(job: Segmenting, scan: Scan, model: Segmenter, other: Segmenter
     found = yield from segment(_seen_from_sides(model, job.tta), scan, wanted)
     maps: dict[str, Scan] = {}
     if found.probabilities is not None:
-        probabilities, axes = np.asarray(found.probabilities.data), found.labels.axes
+        probabilities = np.asarray(found.probabilities.data)
+        measures: dict[str, Measure] = {**MAPS, "divergence": divergence}
+        if model.spec.overlapping:
+            measures = {name: of_every_class(measure) for name, measure in measures.items()}
         maps = {"probabilities": found.probabilities} if job.options.probabilities else {}
-        maps |= {name: found.labels.like(MAPS[name](probabilities), axes) for name in job.uncertainty}
+        maps |= {name: replace(found.labels, data=measures[name](probabilities)) for name in job.uncertainty}
         if other is not None:
             second = yield from segment(_seen_from_sides(other, job.tta), scan, wanted)
             assert second.probabilities is not None  # noqa: S101 - they were asked for
             differing = np.asarray(found.labels.data) != np.asarray(second.labels.data)
-            maps["disagreement"] = found.labels.like(differing.view(np.uint8), axes)
-            maps["divergence"] = found.labels.like(divergence(probabilities, second.probabilities.data), axes)
+            maps["disagreement"] = replace(found.labels, data=differing.view(np.uint8))
+            apart = measures["divergence"](probabilities, second.probabilities.data)
+            maps["divergence"] = replace(found.labels, data=apart)
     labels = found.labels
     if job.clean_up.active:
         if counts_voxels(labels, job.clean_up):
@@ -143,4 +146,11 @@ def _check_classes(model: Segmenter, other: Segmenter) -> None:
         raise ModelError(
             f"{model.spec.name} knows {', '.join(ours[1:])}, {other.spec.name} {', '.join(theirs[1:])}: "
             "networks of the same classes can be compared."
+        )
+    if model.spec.overlapping != other.spec.overlapping:
+        pair = (model, other) if model.spec.overlapping else (other, model)
+        overlapping, exclusive = (network.spec.name for network in pair)
+        raise ModelError(
+            f"The classes of {overlapping} may overlap, those of {exclusive} may not: networks of one kind can be "
+            "compared."
         )

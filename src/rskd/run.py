@@ -155,7 +155,7 @@ class Session:
         names = [info.name for info in model.spec.classes]
         began = time.perf_counter()
         if job.output is not None:
-            check_place(job.output, scan)
+            check_place(job.output, scan, overlapping=model.spec.overlapping)
         if job.output is not None and _goes_to_disk(job):
             results = yield from _segment_to_disk(job, job.output, model, scan)
         else:
@@ -166,6 +166,7 @@ class Session:
         seconds = time.perf_counter() - began
         value = {
             "classes": [{"name": info.name, "color": info.color} for info in model.spec.classes],
+            "overlapping": model.spec.overlapping,
             "axes": results.labels.axes,
             "measurements": columns(results.measurements),
             "features": features(results.measurements, names),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.backend import Array, Backend, backend_of
-from rskd.config import SegmentOptions
+from rskd.config import ModelSpec, SegmentOptions
 from rskd.errors import ResourceError, is_out_of_memory
 from rskd.events import Message, Progress, Task
 from rskd.models.normalise import Range, measure, scaled
@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # a network is handed in; importing timm for its type alone w
 
 _ROWS = 64
 """Rows that are turned into labels at a time: few, so that no second map of the whole plane is needed."""
+PRESENT = 0.5
+"""Probability from which on a class that may overlap others is there."""
 _DEFAULTS = SegmentOptions()
 
 
@@ -35,9 +37,10 @@ class Segmentation:
     """Labels of a scan, in its world."""
 
     labels: Scan
-    """Index of the most probable class, over the axes of the scan without c; unsigned integers."""
+    """Index of the most probable class, over the axes of the scan without c; unsigned integers. Where classes may
+    overlap, 1 wherever a class is as probable as not, c first: the classes but the background."""
     probabilities: Scan | None
-    """Probability of every class, c first, float32; only if asked for."""
+    """Probability of every class that the network has an output for, c first, float32; only if asked for."""
     recipe: SegmentRecipe
     """What they were made with."""
 
@@ -103,19 +106,21 @@ class Room:
     """Where the result of a box goes."""
 
     labels: NDArray[Any]
-    """Over the axes of the plan."""
+    """Over the axes of the plan; where classes may overlap, the classes first."""
     probabilities: NDArray[np.float32] | None
     """The same with the classes first."""
 
     @classmethod
-    def of(cls, shape: Sequence[int], classes: int, *, probabilities: bool) -> Room:
+    def of(cls, shape: Sequence[int], spec: ModelSpec, *, probabilities: bool) -> Room:
         """Return room in memory."""
-        labels = np.empty(shape, np.min_scalar_type(classes - 1))
-        return cls(labels, np.empty((classes, *shape), np.float32) if probabilities else None)
+        whole = (len(spec.outputs), *shape)
+        labels = np.empty(whole, np.uint8) if spec.overlapping else np.empty(shape, np.min_scalar_type(whole[0] - 1))
+        return cls(labels, np.empty(whole, np.float32) if probabilities else None)
 
     def part(self, box: Box) -> Room:
         """Return the room for a box of it."""
-        return Room(self.labels[box], None if self.probabilities is None else self.probabilities[(slice(None), *box)])
+        place: Any = (..., *box)
+        return Room(self.labels[place], None if self.probabilities is None else self.probabilities[place])
 
 
 def announce(plan: Plan) -> Iterator[Message]:
@@ -165,15 +170,16 @@ def recipe_of(model: Segmenter, plan: Plan, setting: Setting) -> SegmentRecipe:
 
 
 def _room_for(plan: Plan) -> Room:
-    classes = len(plan.spec.classes)
-    needed = math.prod(plan.shape) * (1 + (4 * classes if plan.options.probabilities or len(plan.views) > 1 else 0))
+    classes = len(plan.spec.outputs)
+    real = 4 * classes if plan.options.probabilities or len(plan.views) > 1 else 0
+    needed = math.prod(plan.shape) * ((classes if plan.spec.overlapping else 1) + real)
     free = free_memory("cpu")
     if needed > free:
         raise ResourceError(
             f"The result takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
             "have it written to an OME-Zarr (a name that ends in .zarr)."
         )
-    return Room.of(plan.shape, classes, probabilities=plan.options.probabilities)
+    return Room.of(plan.shape, plan.spec, probabilities=plan.options.probabilities)
 
 
 def _fill_all(model: Segmenter, plan: Plan, setting: Setting, result: Room) -> Task[Setting]:
@@ -202,11 +208,16 @@ def _in_world(plan: Plan, result: Room) -> tuple[Scan, Scan | None]:
     """Return everything with the axes and the geometry of the scan."""
     axes = plan.scan.axes.replace("c", "")
     order = [plan.axes.index(axis) for axis in axes]
-    labels = plan.scan.like(result.labels.transpose(order), axes)
-    if result.probabilities is None:
-        return labels, None
-    probabilities = result.probabilities.transpose(0, *(place + 1 for place in order))
-    return labels, plan.scan.like(probabilities, "c" + axes)
+
+    def placed(values: NDArray[Any]) -> Scan:
+        if values.ndim == len(axes):
+            return plan.scan.like(values.transpose(order), axes)
+        return plan.scan.like(values.transpose(0, *(place + 1 for place in order)), "c" + axes)
+
+    labels = placed(result.labels)
+    if plan.spec.overlapping:
+        labels = replace(labels, channels=tuple(info.name for info in plan.spec.outputs))
+    return labels, None if result.probabilities is None else placed(result.probabilities)
 
 
 # ------------------------------------------------------------------------------------------------------------ one box
@@ -269,12 +280,15 @@ def _fill(model: Segmenter, plan: Plan, box: Box, setting: Setting, known: Known
         return
     mean = room
     if room.probabilities is None:
-        mean = Room.of(room.labels.shape, len(plan.spec.classes), probabilities=True)
+        mean = Room.of(room.labels.shape[-len(box) :], plan.spec, probabilities=True)
     total: NDArray[Any] = np.asarray(mean.probabilities)
     total[...] = 0
     for view in plan.views:
         yield from _fill_view(model, plan, view.part(box, plan.axes), setting, known, mean)
     total /= len(plan.views)
+    if plan.spec.overlapping:
+        np.greater_equal(total, PRESENT, out=room.labels)
+        return
     for target, values in zip(room.labels, np.moveaxis(total, 1, 0), strict=True):
         target[...] = NUMPY.strongest(values)
 
@@ -290,7 +304,8 @@ def _fill_view(model: Segmenter, plan: Plan, part: Part, setting: Setting, known
         for number, (index, plane) in enumerate(zip(part.indices, planes, strict=True)):
             ranges = _ranges(plan, part.view, index, plane, known)
             image = there.apply(backend.put(scaled(plane, ranges)), rows, columns, backend)
-            yield Work(image, results.canvas(number), _emptiness(plan.options, ranges))
+            is_empty = _emptiness(plan.options, ranges)
+            yield Work(image, results.canvas(number), is_empty, background=0 if plan.spec.overlapping else 1)
 
     stored = 0
     for ran, finished in predict_tiled(model, work(), tiling, batch_size=setting.batch_size):
@@ -333,13 +348,15 @@ class _Results:
     """The labels and probabilities of the planes of a part, filled plane by plane."""
 
     def __init__(self, plan: Plan, part: Part, block: Sequence[slice], backend: Backend, room: Room) -> None:
-        self._part, self._backend, self._classes = part, backend, len(plan.spec.classes)
+        self._part, self._backend, self._classes = part, backend, len(plan.spec.outputs)
+        self._overlapping = plan.spec.overlapping
         self._block = block
         self._adds = len(plan.views) > 1
-        self._labels = room.labels.transpose(part.order)  # stack, then h w
+        behind = (0, *(place + 1 for place in part.order))  # classes, stack, then h w
+        self._labels = room.labels.transpose(behind if self._overlapping else part.order)
         self._probabilities: NDArray[Any] | None = None
         if room.probabilities is not None:
-            self._probabilities = room.probabilities.transpose(0, *(place + 1 for place in part.order))
+            self._probabilities = room.probabilities.transpose(behind)
 
     def _place(self, number: int) -> tuple[Any, ...]:
         """Return the index of a plane in the stack."""
@@ -369,13 +386,15 @@ class _Results:
             for used, under in zip(back.under(part.rows, part.columns), self._block, strict=True)
         )
         values = values[:, rows, columns]
-        if back.changes or self._probabilities is not None:
+        if back.changes or self._probabilities is not None or self._overlapping:
+            turn = backend.sigmoid if self._overlapping else backend.softmax
             for start in range(0, values.shape[1], _ROWS):
-                backend.softmax(values[:, start : start + _ROWS])
+                turn(values[:, start : start + _ROWS])
         values = back.apply(values, part.rows, part.columns, backend)
         if self._probabilities is not None and not self._in_place:
             target = self._probabilities[(slice(None), *place)]
             target[...] = backend.get(values) + (target if self._adds else 0)
         for start in range(0, values.shape[1], _ROWS):
-            labels = backend.strongest(values[:, start : start + _ROWS])
-            self._labels[(*place, slice(start, start + _ROWS))] = backend.get(labels)
+            some = values[:, start : start + _ROWS]
+            labels = some >= PRESENT if self._overlapping else backend.strongest(some)
+            self._labels[(..., *place, slice(start, start + _ROWS), slice(None))] = backend.get(labels)

@@ -21,7 +21,7 @@ from rskd.backend import Array, Backend, NumpyBackend
 _SIGMA = 0.125
 """Deviation of the Gaussian as a share of the tile: its border weighs 1/3000 of its middle."""
 SURE = 10.0
-"""By how much the logit of the background exceeds the others in a tile that is taken for empty."""
+"""By how much the logit of the background, or 0 where it has none, exceeds the others in a tile taken for empty."""
 _MOST_SEEN = 1024
 """Tiles between two yields, at most, where most of them are empty."""
 NUMPY = NumpyBackend()
@@ -195,6 +195,8 @@ class Work(NamedTuple):
     is_empty: Callable[[Array], bool] | None = None
     """Tells of the part (C, h, w) of a tile that lies on the plane whether it is background without the network
     looking at it; None = every tile is run."""
+    background: int = 1
+    """How many of the first maps are the background's: one, or none where classes may overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,7 @@ def _batches(
 
 def _blend_background(piece: _Piece, backend: Backend) -> None:
     """Add what a network that is sure of the background would say."""
-    others = piece.work.canvas[1:, piece.row.inside, piece.column.inside]
+    others = piece.work.canvas[piece.work.background :, piece.row.inside, piece.column.inside]
     backend.blend(others, backend.put(np.full(1, -SURE, np.float32)), piece.row.weights, piece.column.weights)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from rskd.errors import DataError
 
 _Probabilities = NDArray[np.floating]
 """Classes first; they add up to one in every voxel."""
+Measure = Callable[..., NDArray[np.float32]]
+"""From the probabilities of one segmentation, or of two, to a map."""
 _PART = 2**20
 """Voxels that are worked on at a time: few, so that maps of many classes need no second copy."""
 
@@ -87,6 +89,27 @@ def divergence(first: _Probabilities, second: _Probabilities) -> NDArray[np.floa
     for (p, target), q in zip(_parts(first, found), others, strict=True):
         target[:] = (_entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2) / np.log(2)
     return np.clip(found, 0, 1, out=found)
+
+
+def of_every_class(measure: Measure) -> Measure:
+    """Return a measure for classes that may overlap: for each of them, of its probability p and that of none, 1 - p.
+
+    Parameters
+    ----------
+    measure
+        One of those above; what is returned gives K maps (K, ...) for probabilities (K, ...).
+
+    Examples
+    --------
+    >>> of_every_class(margin)(np.array([[0.75, 0.5], [0.0, 0.25]]))
+    array([[0.5, 0. ],
+           [1. , 0.5]], dtype=float32)
+    """
+
+    def measured(*sides: _Probabilities) -> NDArray[np.float32]:
+        return np.stack([measure(*(np.stack([1 - p, p]) for p in both)) for both in zip(*sides, strict=True)])
+
+    return measured
 
 
 def _entropy(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

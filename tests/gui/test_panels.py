@@ -30,7 +30,10 @@ CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color
 SPEC = {"name": "toy", "encoder": "vit", "patch_size": 16, "image_size": 64, "in_channels": 1, "channels": []}
 SPEC |= {"modality": "toy pictures", "classes": CLASSES}
 PASSPORT = {"spec": SPEC, "card": {}, "parameters": 1_500_000, "bytes": 3_000_000, "sha256": "ab" * 32}
-SEGMENTED = ({"classes": CLASSES, "seconds": 0.4, "device": "cpu"}, {"labels": np.ones((48, 64), np.uint8)})
+SEGMENTED = (
+    {"classes": CLASSES, "overlapping": False, "seconds": 0.4, "device": "cpu"},
+    {"labels": np.ones((48, 64), np.uint8)},
+)
 
 
 def click(qtbot: Any, button: Any) -> None:

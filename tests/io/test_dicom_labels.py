@@ -55,6 +55,20 @@ def test_a_segmentation_lies_on_its_images(tmp_path: Path, several: bool) -> Non
     assert (ours.meaning, ours.modality) == ("labels", "SEG")
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["series", "frames of one file"])
+def test_classes_that_overlap_are_segments(tmp_path: Path, several: bool) -> None:
+    (files.enhanced if several else files.series)(tmp_path / "scan")
+    scan = read_scan(tmp_path / "scan")
+    planes = np.stack([LABELS > 0, LABELS > 1, LABELS > 9]).astype(np.uint8)
+    write_labels(tmp_path / "labels.dcm", planes, scan, names=("liver", "vessel", "tumour"))
+    written = highdicom.seg.segread(tmp_path / "labels.dcm")
+    assert [written.get_segment_description(n).SegmentLabel for n in (1, 2, 3)] == ["liver", "vessel", "tumour"]
+    ours = read_scan(tmp_path / "labels.dcm")
+    assert (ours.axes, ours.channels, ours.meaning) == ("czyx", ("liver", "vessel", "tumour"), "labels")
+    np.testing.assert_array_equal(ours.data, planes)
+    np.testing.assert_allclose(ours.affine, scan.affine, atol=1e-6)
+
+
 def test_every_frame_refers_to_its_own_image(tmp_path: Path) -> None:
     scan = read_scan(files.series(tmp_path / "scan"))
     write_labels(tmp_path / "labels.dcm", LABELS, scan)

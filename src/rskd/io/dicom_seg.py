@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ _KEPT = (
 
 
 def read(path: Path) -> Scan:
-    """Read the segments as labels 1, 2 … on the grid of the file."""
+    """Read the segments as labels 1, 2 … on the grid of the file; of segments that overlap, a plane each."""
     highdicom = library("highdicom")
     head = dicom.header(path)
     frames = int(head.get("NumberOfFrames") or 1)
     check_size(path.name, frames * int(head.Rows) * int(head.Columns), held=path.stat().st_size * 8)
     segmentation = highdicom.seg.segread(path)
     _check_overlap(path, segmentation)
-    volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False)
+    volume, overlapping = _volume(segmentation)
     labels, affine = np.asarray(volume.array), np.asarray(volume.affine, np.float64)
     normal = np.cross(affine[:3, 2], affine[:3, 1])
     if affine[:3, 0] @ normal < 0:  # the order of `dicom_geometry.arrange`
@@ -46,15 +47,23 @@ def read(path: Path) -> Scan:
         affine = affine @ np.array([[-1, 0, 0, len(labels) - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     world = from_lps(affine)
     return Scan(
-        np.ascontiguousarray(labels),
-        "zyx",
+        np.ascontiguousarray(np.moveaxis(labels, -1, 0) if overlapping else labels),
+        "czyx" if overlapping else "zyx",
         spacing=spacing_of(world),
         units="mm",
         affine=world,
         modality="SEG",
         meaning="labels",
         anatomical=True,
+        channels=tuple(str(head.SegmentLabel) for head in segmentation.SegmentSequence) if overlapping else (),
     )
+
+
+def _volume(segmentation: Any) -> tuple[Any, bool]:
+    """Return the segments as one volume of labels, or, where they overlap, with an axis of segments behind."""
+    with suppress(RuntimeError):  # they overlap; what it was about has to be given up before the second try
+        return segmentation.get_volume(combine_segments=True, rescale_fractional=False), False
+    return segmentation.get_volume(combine_segments=False, rescale_fractional=False), True
 
 
 def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), keep_identifiers: bool = False) -> None:
@@ -65,7 +74,7 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
     path
         New file.
     labels
-        Labels over the axes of `scan`.
+        Labels over the axes of `scan`; or with c, a plane for each of the labels 1, 2 …
     scan
         Read from DICOM; its files must still be there.
     names
@@ -76,11 +85,15 @@ def write(path: Path, labels: Scan, scan: Scan, *, names: Sequence[str] = (), ke
     """
     _refuse_tilt(path, scan)
     sources, planes = _sources(path, scan)
-    values = np.asarray(labels.data).reshape(-1, *labels.data.shape[-2:])
+    values = np.asarray(labels.data)
+    if "c" in labels.axes:
+        values = np.moveaxis(values, 0, -1)
+    at = len(labels.spatial_axes)
+    values = values.reshape(-1, *values.shape[at - 2 :])  # frames H W, and the classes if they may overlap
     if len(sources) == 1 and len(planes) > 1:  # the frames of one file, in the order of the file
         inverse = np.argsort([plane.frame for plane in planes])
         values = values[inverse]
-    count = max(1, int(values.max(initial=0)))
+    count = values.shape[3] if values.ndim > 3 else max(1, int(values.max(initial=0)))
     if count > _SEGMENTS:
         raise ParameterError(f"{path.name}: a DICOM SEG of {count} labels is unwieldy, at most {_SEGMENTS}: use NIfTI.")
     sources = sources if keep_identifiers else [_stripped(head) for head in sources]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -67,11 +68,12 @@ def write_labels(
         For a scan read from NIfTI, a .nii or .nii.gz has the order of the axes and the geometry fields of that file,
         bit for bit.
     labels
-        Integers ≥ 0 over the axes of `scan` without c.
+        Integers ≥ 0 over the axes of `scan` without c. Of classes that may overlap, a plane of 0 and 1 for each, the
+        classes first: they become the channels of the file, the fourth dimension of NIfTI, the segments of DICOM SEG.
     scan
         What was segmented.
     names
-        Names of the labels 1, 2 …, for DICOM SEG.
+        Names of the labels 1, 2 …, for DICOM SEG and for channels.
     keep_identifiers
         Whether a DICOM SEG repeats what its images say about patient and study.
 
@@ -98,13 +100,17 @@ def write_labels(
     axes = scan.axes.replace("c", "")
     shape = tuple(n for n, axis in zip(scan.data.shape, scan.axes, strict=True) if axis != "c")
     labels = np.asarray(labels)
-    if labels.shape != shape:
+    overlapping = labels.ndim > len(shape) and labels.shape[1:] == shape
+    if labels.shape != shape and not overlapping:
         raise DataError(f"The labels have the shape {labels.shape}, the image has {shape} over {axes!r}: use its own.")
     if labels.dtype.kind not in "biu" or (labels.size and labels.min() < 0):
         raise DataError(f"Labels of type {labels.dtype} from {labels.min()} on: only integers ≥ 0 can be written.")
-    smallest = np.min_scalar_type(int(labels.max(initial=0)))
-    result = scan.like(labels.astype(smallest), axes)
     path = Path(path)
+    smallest = np.min_scalar_type(int(labels.max(initial=0)))
+    result = scan.like(labels.astype(smallest), axes if not overlapping else "c" + axes)
+    if overlapping:
+        _check_planes(path, result)
+        result = replace(result, channels=tuple(names))
     image = _zarr_image(path, scan)
     if image is not None:
         with quiet():
@@ -115,11 +121,33 @@ def write_labels(
     def write_seg(file: Path, labels: Scan) -> None:
         dicom_seg.write(file, labels, scan, names=names, keep_identifiers=keep_identifiers)
 
-    of_labels = ((_SEG, write_seg), (".zarr", ome_zarr.write_labels))
+    of_labels = ((_SEG, write_seg), (".zarr", ome_zarr.write_labels), *_NIFTI)
     _write(path, _writer_for(path, (*of_labels, *_WRITERS)), result)
 
 
-def check_place(path: str | Path, scan: Scan) -> None:
+def _check_planes(path: Path, labels: Scan) -> None:
+    """Refuse planes of classes that are no yes and no, and a picture, whose channels are colours."""
+    _refuse_picture(path, labels.axes)
+    if labels.data.max(initial=0) > 1:
+        raise DataError(f"Planes of classes go up to {labels.data.max()}: write 1 where a class is, and 0 elsewhere.")
+
+
+def _refuse_picture(path: Path, axes: str) -> None:
+    if path.name.lower().endswith(".png") and axes != "yx":
+        raise ParameterError(f"{path.name} holds one picture, the labels have the axes {axes!r}: use .tif.")
+
+
+def _write_nifti(path: Path, labels: Scan) -> None:
+    """Write planes of classes as the fourth dimension, where other programs look for them, unless that is time."""
+    if "c" in labels.axes and "t" not in labels.axes:
+        labels = replace(labels, axes=labels.axes.replace("c", "t"))
+    nifti.write(path, labels)
+
+
+_NIFTI = ((".nii", _write_nifti), (".nii.gz", _write_nifti))
+
+
+def check_place(path: str | Path, scan: Scan, *, overlapping: bool = False) -> None:
     """Say before the work what would keep its labels from being written.
 
     Parameters
@@ -128,6 +156,8 @@ def check_place(path: str | Path, scan: Scan) -> None:
         As for `write_labels`.
     scan
         What will be segmented.
+    overlapping
+        Whether there will be a plane for every class.
 
     Raises
     ------
@@ -141,8 +171,7 @@ def check_place(path: str | Path, scan: Scan) -> None:
         return
     keep_image(path, scan)
     _writer_for(path, ((_SEG, ome_zarr.write_labels), *_WRITERS))
-    if path.name.lower().endswith(".png") and scan.axes.replace("c", "") != "yx":
-        raise ParameterError(f"{path.name} holds one picture, the labels have the axes {scan.axes!r}: use .tif.")
+    _refuse_picture(path, "c" * overlapping + scan.axes.replace("c", ""))
     if path.name.lower().endswith(_SEG) and not scan.files and scan.modality is None:
         raise ParameterError(f"{path.name}: a DICOM SEG needs an image that was read from DICOM: use .nii.gz or .tif.")
     if path.is_dir() and not ome_zarr.is_ome_zarr(path):

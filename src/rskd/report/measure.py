@@ -43,11 +43,11 @@ class Plane:
     image: NDArray[np.generic]
     """C H W, as stored."""
     truth: Labels
-    """H W."""
+    """H W, class index; K H W where classes may overlap, whether each of them is there."""
     region: NDArray[np.bool_]
     """H W, true where pixels count."""
     labels: Mapping[str, Labels]
-    """H W, by role."""
+    """Like the truth, by role."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _networks(
 
 
 def _segment(model: Segmenter, scan: Scan, options: SegmentOptions, progress: Progress) -> Task[tuple[Labels, float]]:
-    """Return the labels of a case, S H W, and the seconds that a plane took."""
+    """Return the labels of a case, `stacked`, and the seconds that a plane took."""
     busy, began = 0.0, time.perf_counter()
     task, tell = segment(model, scan, options), within(progress)
     while True:
@@ -147,18 +147,24 @@ def _segment(model: Segmenter, scan: Scan, options: SegmentOptions, progress: Pr
 
 def _worst_plane(case: Case, arrays: CaseArrays, found: Mapping[str, Labels]) -> Plane:
     assert arrays.mask is not None  # noqa: S101 - only cases with a mask come here
-    region = np.ones(arrays.mask.shape, bool) if arrays.region is None else arrays.region
-    wrong = ((found["student"] != arrays.mask) & region).sum((1, 2))
+    shape = arrays.mask.shape[:1] + arrays.mask.shape[-2:]
+    region = np.ones(shape, bool) if arrays.region is None else arrays.region
+    wrong = (_anywhere(found["student"] != arrays.mask) & region).sum((1, 2))
     # a plane without a mistake says nothing: then the one with most of the foreground
-    number = int(np.argmax(wrong if wrong.any() else (arrays.mask > 0).sum((1, 2))))
-    stride = max(1, math.ceil(max(arrays.mask.shape[1:]) / LARGEST))
-    thin = (slice(None, None, stride), slice(None, None, stride))
+    number = int(np.argmax(wrong if wrong.any() else _anywhere(arrays.mask > 0).sum((1, 2))))
+    stride = max(1, math.ceil(max(shape[1:]) / LARGEST))
+    thin = (..., slice(None, None, stride), slice(None, None, stride))
     return Plane(
         case=case_id(case),
         number=number + 1,
         planes=len(arrays.mask),
-        image=arrays.image[number][:, *thin].copy(),
+        image=arrays.image[number][thin].copy(),
         truth=arrays.mask[number][thin].astype(np.uint8),
         region=region[number][thin].copy(),
         labels={role: labels[number][thin].astype(np.uint8) for role, labels in found.items()},
     )
+
+
+def _anywhere(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where anything is there, S H W, in S H W or in the planes of classes that may overlap, S K H W."""
+    return np.asarray(there.any(1)) if there.ndim == 4 else there

@@ -55,15 +55,15 @@ def overlay(plane: Plane, labels: NDArray[np.integer], colors: Sequence[str]) ->
     plane
         What was segmented.
     labels
-        Class of every pixel, H W.
+        Class of every pixel, H W; or whether each class is there, K H W, without the background.
     colors
         Of every class, "#rrggbb", the background first.
     """
     factor = _enlargement(labels.shape)
     picture = _enlarge(_greys(plane), factor)
-    classes = _enlarge(labels, factor)
     for index, color in enumerate(colors[1:], 1):
-        _tint(picture, classes == index, index, color)
+        there = labels == index if labels.ndim == 2 else labels[index - 1] > 0
+        _tint(picture, _enlarge(there, factor), index, color)
     return _png(picture)
 
 
@@ -80,6 +80,8 @@ def difference(plane: Plane, labels: NDArray[np.integer]) -> bytes:
 def mistakes(plane: Plane, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Return the kind of mistake of every pixel (H, W); 0 = none, or outside of the region.
 
+    Where classes may overlap, a pixel that lacks one and has another too many is mixed up.
+
     Examples
     --------
     >>> truth = np.array([[1, 1, 0, 1]])
@@ -87,6 +89,9 @@ def mistakes(plane: Plane, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     >>> mistakes(plane, np.array([[1, 0, 1, 2]]))
     array([[0, 1, 2, 3]], dtype=uint8)
     """
+    if labels.ndim == 3:
+        missed, extra = ((side & plane.region).any(0) for side in (plane.truth > labels, labels > plane.truth))
+        return np.where(missed, np.where(extra, MIXED_UP, MISSED), np.where(extra, EXTRA, 0)).astype(np.uint8)
     wrong = (labels != plane.truth) & plane.region
     kinds = np.where(labels == 0, MISSED, np.where(plane.truth == 0, EXTRA, MIXED_UP))
     return np.where(wrong, kinds, 0).astype(np.uint8)
@@ -137,7 +142,7 @@ def _paint(picture: NDArray[np.float64], where: NDArray[np.bool_], kind: int) ->
 
 
 def _enlargement(shape: tuple[int, ...]) -> int:
-    return max(1, round(SIDE / max(shape)))
+    return max(1, round(SIDE / max(shape[-2:])))
 
 
 def _enlarge(picture: NDArray[Value], factor: int) -> NDArray[Value]:

@@ -17,6 +17,7 @@ from rskd.data import Slice
 from rskd.events import Progress, Task
 from rskd.metrics import dice_per_class
 from rskd.models.segmenter import Segmenter
+from rskd.segment import PRESENT
 from rskd.tiling import Tiling, predict_tiled
 from rskd.training.launch import added_up
 
@@ -99,7 +100,9 @@ def _labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
     tiling = Tiling.over((height, width), tile=network.spec.image_size, overlap=_OVERLAP, backend=TorchBackend(device))
     for _ in predict_tiled(network, [(image.to(device), canvas)], tiling, batch_size=_TILES):
         pass
-    labels: NDArray[np.generic] = (canvas >= 0 if network.spec.overlapping else canvas.argmax(0)).cpu().numpy()
+    labels: NDArray[np.generic] = (
+        (canvas.sigmoid() >= PRESENT if network.spec.overlapping else canvas.argmax(0)).cpu().numpy()
+    )
     return labels
 
 
