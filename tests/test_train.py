@@ -102,7 +102,7 @@ def test_training_learns(data, tmp_path):
     assert outcome.value["dice"] > 0.4
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("killed_at", [1, 4, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))])
 def test_a_killed_run_ends_as_if_nothing_had_happened(job, tmp_path, killed_at):
     whole = job.model_copy(update={"run": tmp_path / "whole"})
     collect(distill(whole))

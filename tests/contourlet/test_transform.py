@@ -123,17 +123,22 @@ def test_gradients_of_first_and_second_order(levels: tuple[int, ...]) -> None:
     assert torch.autograd.gradgradcheck(cubed, x[:4, :8].detach().requires_grad_())
 
 
-def test_forward_mode_vmap_and_compile_agree_with_the_plain_transform() -> None:
+def energy(x: Tensor) -> Tensor:
+    return icontourlet(contourlet(x, (3,)).map(lambda band: band**3)).square().sum()
+
+
+def test_forward_mode_and_vmap_agree_with_the_plain_transform() -> None:
     x, tangent = noise(3, 16, 24), noise(3, 16, 24, seed=1)
-
-    def energy(x: Tensor) -> Tensor:
-        return icontourlet(contourlet(x, (3,)).map(lambda band: band**3)).square().sum()
-
     mapped = torch.func.vmap(torch.func.grad(energy))(x)
     torch.testing.assert_close(mapped, torch.stack([torch.func.grad(energy)(image) for image in x]))
     value, derivative = torch.func.jvp(energy, (x,), (tangent,))
     torch.testing.assert_close(value, energy(x))
     torch.testing.assert_close(derivative, (torch.func.grad(energy)(x) * tangent).sum())
+
+
+@pytest.mark.slow
+def test_compiled_it_agrees_with_the_plain_transform() -> None:
+    x = noise(3, 16, 24)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.compile imports what it deprecates
         compiled = torch.compile(energy, backend="aot_eager")
