@@ -1,3 +1,4 @@
+import math
 from importlib.metadata import version
 
 import numpy as np
@@ -13,6 +14,7 @@ from rskd.config import BACKGROUND, ClassInfo, ModelSpec, SegmentOptions
 from rskd.errors import ParameterError, ResourceError
 from rskd.events import Message, Progress, drain
 from rskd.models.normalise import normalise
+from rskd.plan import Plan
 from rskd.recipe import Setting
 from rskd.scan import Scan
 from rskd.segment import Room, segment
@@ -452,6 +454,45 @@ def test_empty_tiles_are_background_and_not_run(options: dict[str, float], empty
     if empty:
         assert not result.labels.data[:, 64:].any()
     assert (result.recipe.skip_flat, result.recipe.skip_dark) == (options.get("skip_flat"), options.get("skip_dark"))
+
+
+class Huge:
+    """Says that it is large, and cannot be read."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+        self.shape, self.chunks = shape, chunks
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "all"])
+@pytest.mark.parametrize("count", [2, 20])
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("depth", [1, 64, 1000])
+def test_regions_fit_into_memory(axis: str, count: int, probabilities: bool, depth: int) -> None:
+    scan = Scan(Huge((7, 1000, 6000, 5000), (1, depth, 64, 64)), "tzyx")
+    plan = Plan.of(scan, spec(image_size=64, count=count), SegmentOptions(axis=axis, probabilities=probabilities))
+    for multiple in (None, {"t": 1, "z": 64, "y": 64, "x": 64}):
+        steps = plan.steps(memory=2**29, tile=64, multiple=multiple)
+        voxels = math.prod(min(steps[letter], n) for letter, n in zip("tzyx", scan.data.shape, strict=True))
+        kept = probabilities or axis == "all"
+        assert voxels * (1 + 4 * count * kept) <= 2**29
+        plane = "".join(letter for letter in "zyx" if letter != axis)[-2:]
+        rows, columns = (steps[letter] + 2 * 64 for letter in plane)
+        assert rows * columns * plan.bytes_per_pixel <= 2**29
+
+
+def test_the_side_of_a_box_by_hand() -> None:
+    options = SegmentOptions(axis="all", region=8192)
+    plan = Plan.of(Scan(Huge((900, 900, 900), (64, 64, 64)), "zyx"), spec(image_size=64, count=3), options)
+    assert plan.bytes_per_voxel == 1 + 4 * 3
+    assert plan.steps(memory=13 * 300**3, tile=64) == {"z": 300, "y": 300, "x": 300}
+    assert plan.steps(memory=13 * 300**3, tile=64, multiple={"z": 64, "y": 64, "x": 64})["z"] == 256
+
+
+def test_a_result_that_the_system_gives_no_memory_for() -> None:
+    with pytest.raises(ResourceError, match=r"does not hold the result of 1099511627776 x 1048576 voxels: close"):
+        Room.of((2**40, 2**20), 2, probabilities=False)
 
 
 # -------------------------------------------------------------------------------------------------------- out of memory

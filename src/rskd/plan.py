@@ -24,6 +24,8 @@ Known = dict[tuple[str, int], tuple[Range, ...]]
 _AXES = "t" + SPATIAL
 SAME_SIZE = 0.01
 """Share by which pixels may differ from those of training without being resampled."""
+_TILES = 4
+"""Tiles along the side of a box below which blocks of the file are read again sooner than boxes are made smaller."""
 _FARTHEST = 16.0
 """Factor between pixel sizes beyond which no resampling makes sense of an image."""
 
@@ -150,6 +152,13 @@ class Plan:
         work = scale * self.spec.in_channels * (itemsize + 4) + 4 * len(self.spec.outputs) * (1 + scale)
         return math.ceil(work)
 
+    @property
+    def bytes_per_voxel(self) -> int:
+        """What a voxel of a box takes as long as the box is worked on: its label, and its probabilities if kept."""
+        kept = self.options.probabilities or len(self.views) > 1
+        classes = len(self.spec.classes)
+        return int(np.min_scalar_type(classes - 1).itemsize) + (4 * classes if kept else 0)
+
     def boxes(self, steps: Mapping[str, int]) -> Iterator[Box]:
         """Yield boxes that together are everything, at most so long along each axis."""
         starts = (range(0, n, min(n, steps[axis])) for axis, n in zip(self.axes, self.shape, strict=True))
@@ -160,30 +169,39 @@ class Plan:
             )
 
     def steps(self, *, memory: int, tile: int, multiple: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Return how long boxes may be along each axis to be worked on in so much memory.
+        """Return how long boxes may be along each axis, so that plane and result fit into so much memory each.
 
         Parameters
         ----------
         memory
-            Bytes.
+            Bytes that the work on a plane may take, and the labels and probabilities of a box.
         tile
             Side of a tile: that much of the surroundings is needed on either side.
         multiple
             Length of which each is a multiple, unless the axis is shorter; None = any.
         """
         multiple = multiple or dict.fromkeys(self.axes, 1)
-        side = min(self.options.region, max(tile // 2, math.isqrt(memory // self.bytes_per_pixel) - 2 * tile))
-        cut = "".join({letter: None for view in self.views for letter in view.slices.plane})
-        steps = {axis: max(1, side // multiple[axis]) * multiple[axis] for axis in cut}
         sizes = dict(zip(self.axes, self.shape, strict=True))
-        if len(self.views) == 1:
-            view = self.views[0]
-            pixels = math.prod(min(steps[axis], sizes[axis]) for axis in view.slices.plane)
-            for axis in reversed(view.slices.stack_axes):  # as many planes as fill a region, whole blocks of the file
-                least = math.lcm(multiple[axis], view.slices.depth if axis == view.slices.stack_axes[-1] else 1)
-                steps[axis] = max(1, side**2 // max(1, pixels) // least) * least
-                pixels *= min(steps[axis], sizes[axis])
-        return {axis: steps.get(axis, multiple[axis]) for axis in self.axes}
+        cut = "".join(dict.fromkeys(letter for view in self.views for letter in view.slices.plane))
+        least = {axis: multiple[axis] for axis in self.axes if axis not in cut}
+        stack, depth = self.views[0].slices.stack_axes, self.views[0].slices.depth
+        work = math.isqrt(memory // self.bytes_per_pixel) - 2 * tile
+
+        def side_with(least: Mapping[str, int]) -> int:
+            planes = math.prod(min(n, sizes[axis]) for axis, n in least.items())
+            room = int((memory / self.bytes_per_voxel / planes) ** (1 / len(cut)) + 1e-9)
+            return min(self.options.region, max(tile // 2, min(work, room)))
+
+        if len(self.views) == 1 and stack:  # whole blocks of the file, unless boxes became so small that tiles suffer
+            whole = {**least, stack[-1]: math.lcm(multiple[stack[-1]], depth)}
+            least = whole if side_with(whole) >= min(_TILES * tile, side_with(least)) else least
+        side = side_with(least)
+        steps = {axis: max(1, side // multiple[axis]) * multiple[axis] for axis in cut}
+        pixels = math.prod(min(steps[axis], sizes[axis]) for axis in cut)
+        for axis in reversed(stack) if len(self.views) == 1 else least:  # as many planes as fill a region
+            steps[axis] = max(1, side**2 // max(1, pixels) // least[axis]) * least[axis]
+            pixels *= min(steps[axis], sizes[axis])
+        return steps
 
 
 def _auto(scan: Scan, spec: ModelSpec) -> str:

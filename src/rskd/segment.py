@@ -112,10 +112,22 @@ class Room:
 
     @classmethod
     def of(cls, shape: Sequence[int], spec: ModelSpec, *, probabilities: bool) -> Room:
-        """Return room in memory."""
+        """Return room in memory.
+
+        Raises
+        ------
+        ResourceError
+            If there is not so much.
+        """
         whole = (len(spec.outputs), *shape)
-        labels = np.empty(whole, np.uint8) if spec.overlapping else np.empty(shape, np.min_scalar_type(whole[0] - 1))
-        return cls(labels, np.empty(whole, np.float32) if probabilities else None)
+        labels, dtype = (whole, np.uint8) if spec.overlapping else (shape, np.min_scalar_type(whole[0] - 1))
+        try:
+            return cls(np.empty(labels, dtype), np.empty(whole, np.float32) if probabilities else None)
+        except MemoryError as error:
+            raise ResourceError(
+                f"The memory does not hold the result of {' x '.join(map(str, shape))} voxels: close other programs, "
+                "or have it written to an OME-Zarr (a name that ends in .zarr) with a smaller --region."
+            ) from error
 
     def part(self, box: Box) -> Room:
         """Return the room for a box of it."""
