@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from rskd import export
 from rskd.config import ComputeOptions, DataOptions, DistillOptions, ModelSpec, SegmentOptions
 from rskd.distillation.objective import Objective
-from rskd.errors import FileError, ModelError, ParameterError, ResourceError
+from rskd.errors import FileError, ModelError, ParameterError, ResourceError, is_out_of_memory
 from rskd.events import drain
 from rskd.io import read_scan, write_image
 from rskd.jobs import EvaluateJob, ExportJob, InspectJob, RankJob, SegmentJob
@@ -123,6 +124,22 @@ def test_a_scan_is_segmented_alike(path):
     np.testing.assert_allclose(mine.probabilities.data, theirs.probabilities.data, atol=1e-4)
     assert (mine.labels.data != theirs.labels.data).mean() < 1e-3
     assert mine.labels.spacing == (0.5, 0.5)
+
+
+@runs
+def test_memory_that_does_not_suffice(path, monkeypatch):
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+    def refuse(*_):
+        raise RuntimeException("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
+
+    export.export_onnx(network(), path)
+    model, said = exported.OnnxSegmenter(path), []
+    monkeypatch.setattr(model, "_session", SimpleNamespace(run=refuse))
+    task = segment(model, Scan(np.zeros((90, 90, 3), np.uint8), "yxc"), SegmentOptions(batch_size=2))
+    with pytest.raises(ResourceError, match="1 tile of 64 x 64 pixels, and the network takes no smaller ones: close"):
+        said.extend(task)
+    assert not is_out_of_memory(RuntimeException("Invalid graph"))
 
 
 @runs

@@ -13,6 +13,8 @@ _NO_MEMORY = (
     "not enough memory",
     "failed to allocate",
     "alloc_failed",
+    "bad_alloc",
+    "bad allocation",
 )
 
 
@@ -57,4 +59,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__):  # torch's, without importing torch
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+    of_a_network = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    return of_a_network and any(sign in text for sign in _NO_MEMORY)

@@ -85,8 +85,15 @@ class Setting:
         """Return the setting of which `dataclasses.asdict` was written as JSON."""
         return cls(**{**fields, "setbacks": tuple(fields["setbacks"])})
 
-    def less(self, *, patch: int) -> Setting:
+    def less(self, *, patch: int, fixed: bool = False) -> Setting:
         """Return what to try when memory has run out: half the batch, then the CPU, and only then smaller tiles.
+
+        Parameters
+        ----------
+        patch
+            Pixels of which a tile is a multiple.
+        fixed
+            Whether the network takes no other tile.
 
         Raises
         ------
@@ -100,6 +107,10 @@ class Setting:
             return self._after(f"{problem}: going on with {smaller} at a time.", batch_size=smaller)
         if self.device != "cpu":
             return self._after(f"{problem}: going on on the CPU, which is slower.", device="cpu")
+        if fixed:
+            raise ResourceError(
+                f"{problem}, and the network takes no smaller ones: close other programs, or export it at another size."
+            )
         tile = self.tile // 2 // patch * patch
         if tile >= max(patch, _SMALLEST_TILE):
             text = f"{problem}: beginning again with tiles of {tile}, which can change what the network sees."

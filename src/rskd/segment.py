@@ -277,7 +277,7 @@ def run_box(
             if not is_out_of_memory(error):
                 raise
             tile = setting.tile
-            setting = setting.less(patch=model.spec.patch_size)
+            setting = setting.less(patch=model.spec.patch_size, fixed=getattr(model, "fixed", False))
         yield Message(setting.setbacks[-1], warning=True)
         if setting.tile != tile:
             return setting

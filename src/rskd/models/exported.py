@@ -52,6 +52,8 @@ class OnnxSegmenter:
 
     training = False
     backend = NumpyBackend()
+    fixed = True
+    """Whether it takes tiles of one size alone."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         if not path.is_file():
