@@ -492,7 +492,7 @@ def test_the_side_of_a_box_by_hand() -> None:
 
 def test_a_result_that_the_system_gives_no_memory_for() -> None:
     with pytest.raises(ResourceError, match=r"does not hold the result of 1099511627776 x 1048576 voxels: close"):
-        Room.of((2**40, 2**20), 2, probabilities=False)
+        Room.of((2**40, 2**20), spec(), probabilities=False)
 
 
 # -------------------------------------------------------------------------------------------------------- out of memory

@@ -154,10 +154,11 @@ class Plan:
 
     @property
     def bytes_per_voxel(self) -> int:
-        """What a voxel of a box takes as long as the box is worked on: its label, and its probabilities if kept."""
+        """What a voxel of a box takes as long as the box is worked on: its labels, and its probabilities if kept."""
+        classes = len(self.spec.outputs)
+        labels = classes if self.spec.overlapping else int(np.min_scalar_type(classes - 1).itemsize)
         kept = self.options.probabilities or len(self.views) > 1
-        classes = len(self.spec.classes)
-        return int(np.min_scalar_type(classes - 1).itemsize) + (4 * classes if kept else 0)
+        return labels + (4 * classes if kept else 0)
 
     def boxes(self, steps: Mapping[str, int]) -> Iterator[Box]:
         """Yield boxes that together are everything, at most so long along each axis."""
