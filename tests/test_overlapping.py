@@ -10,7 +10,7 @@ import tifffile
 import torch
 from lightning_fabric import Fabric
 
-from rskd.cases import Case, read_case
+from rskd.cases import Case, CaseArrays, find_cases, read_case
 from rskd.clean_up import clean_up
 from rskd.config import (
     BACKGROUND,
@@ -19,6 +19,7 @@ from rskd.config import (
     CleanUpOptions,
     DataOptions,
     ModelSpec,
+    RankOptions,
     SamplingOptions,
     ScoreOptions,
     SegmentOptions,
@@ -31,7 +32,7 @@ from rskd.distillation.feasible import feasible
 from rskd.distillation.logits import logits_loss
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, ModelError, ParameterError
-from rskd.evaluate import evaluate
+from rskd.evaluate import compare, evaluate
 from rskd.events import Epoch, drain
 from rskd.export import export_onnx
 from rskd.io import check_place, read_labels, read_scan, write_image, write_labels
@@ -45,7 +46,9 @@ from rskd.models.exported import OnnxSegmenter
 from rskd.models.foreign import load_foreign
 from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
+from rskd.pair import networks_for
 from rskd.preflight import preflight
+from rskd.rank import rank
 from rskd.records import read_json
 from rskd.report.measure import Plane
 from rskd.report.pictures import EXTRA, MISSED, MIXED_UP, mistakes, overlay
@@ -116,6 +119,18 @@ def test_a_network_has_an_output_for_every_class_but_the_background():
     exclusive = spec.model_copy(update={"overlapping": False})
     assert exclusive.outputs == exclusive.classes
     assert Segmenter(exclusive)(torch.zeros(1, 2, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_a_fresh_network_is_of_the_kind_that_a_training_asks_for(data, tmp_path):
+    job = TrainJob(model="rskd-nano", data=data, run=tmp_path / "run", classes=NAMES, overlapping=True)
+    student, _ = networks_for(job, find_cases(data)[0])
+    assert [info.name for info in student.spec.outputs] == [*NAMES]
+
+
+def test_what_counts_for_its_answer_can_be_ranked():
+    model = Segmenter(network())
+    value = drain(rank({"student": model}, Scan(discs(0)[0], "cyx"), RankOptions(definition="grad"))).value
+    assert value["student"]["definition"] == "grad"
 
 
 def test_the_kind_of_classes_travels_in_the_weight_file(tmp_path):
@@ -355,7 +370,8 @@ def test_a_pair_must_agree_on_the_kind_of_classes(trained, data, tmp_path):
 
 
 def test_a_look_before_counts_the_planes_of_every_class(trained, data):
-    job = PreflightJob(teacher=trained[0].best, student="rskd-nano", data=data, training=TRAINING)
+    options = TRAINING.model_copy(update={"batch_size": 1})
+    job = PreflightJob(teacher=trained[0].best, student="rskd-nano", data=data, training=options)
     value = drain(preflight(job)).value
     assert value["training"]["per_class"] == {NAMES[0]: 5, NAMES[1]: 5}
     assert value["seconds"] is not None
@@ -526,12 +542,11 @@ def test_networks_of_different_kinds_are_not_compared(trained, data, tmp_path):
         drain(Session().run(job, {}))
 
 
-@pytest.mark.parametrize("size", [32])
-def test_an_exported_network_says_the_same(tmp_path, trained, size):
+def test_an_exported_network_says_the_same(tmp_path, trained):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     model = weights.load(trained[0].best)
-    export_onnx(model, tmp_path / "net.onnx", size=size)
+    export_onnx(model, tmp_path / "net.onnx", size=32)
     exported = OnnxSegmenter(tmp_path / "net.onnx")
     assert exported.spec.outputs == model.spec.outputs
     scan = Scan(discs(3)[0], "cyx")
@@ -558,6 +573,19 @@ def test_an_evaluation_measures_every_class_by_itself(trained, data):
             assert row["hd95"][name] == pytest.approx(apart.hausdorff())
             assert row["surface_dice"][name] == pytest.approx(apart.surface_dice(1.0))
     assert value["unit"] == "voxel"
+
+
+def test_scores_count_inside_of_the_region_alone():
+    rng = np.random.default_rng(0)
+    labels, truth = rng.integers(0, 2, (2, 3, 2, 6, 7))  # S K H W
+    region = rng.random((3, 6, 7)) < 0.7
+    scan = Scan(np.zeros((3, 6, 7)), "zyx")
+    row = compare(labels, CaseArrays(np.zeros((3, 1, 6, 7)), truth, region), scan, NAMES, ScoreOptions(surface=True))
+    for k, name in enumerate(NAMES):
+        own, true = (side[:, k].astype(bool) & region for side in (labels, truth))
+        assert row["dice"][name] == pytest.approx(2 * (own & true).sum() / (own.sum() + true.sum()))
+        assert row["hd95"][name] == pytest.approx(border_distances(own, true).hausdorff())
+    assert row["unit"] == "voxel"
 
 
 def test_mistakes_by_hand_and_both_classes_in_a_picture():

@@ -78,9 +78,10 @@ def clean_up(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Sca
 def _clean_up_planes(labels: Scan, options: CleanUpOptions, names: Sequence[str]) -> Scan:
     at = labels.axes.index("c")
     axes, planes = labels.axes.replace("c", ""), np.moveaxis(np.asarray(labels.data), at, 0)
-    numbered = (np.where(plane, label, 0) for label, plane in enumerate(planes, 1))
+    planes = planes.astype(np.min_scalar_type(len(planes)))
+    numbered = (plane * label for label, plane in enumerate(planes, 1))
     cleaned = [clean_up(labels.like(plane, axes), options, names).data > 0 for plane in numbered]
-    return replace(labels, data=np.stack(cleaned, axis=at).astype(planes.dtype))
+    return replace(labels, data=np.stack(cleaned, axis=at).astype(labels.data.dtype))
 
 
 def check_names(options: CleanUpOptions, names: Sequence[str]) -> None:

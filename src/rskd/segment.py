@@ -38,7 +38,7 @@ class Segmentation:
 
     labels: Scan
     """Index of the most probable class, over the axes of the scan without c; unsigned integers. Where classes may
-    overlap, 1 wherever a class is as probable as not, c first: the classes but the background."""
+    overlap, 1 wherever a class is at least as probable as not, c first: the classes but the background."""
     probabilities: Scan | None
     """Probability of every class that the network has an output for, c first, float32; only if asked for."""
     recipe: SegmentRecipe

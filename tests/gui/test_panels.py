@@ -101,6 +101,18 @@ def test_segment_adds_labels_in_place(qtbot, engine, viewer, open_panel, models)
     assert panel.status.text() == "Done in 0.4 s on cpu."
 
 
+def test_segment_shows_classes_that_overlap_one_by_one(qtbot, engine, viewer, open_panel, models) -> None:
+    classes = [*CLASSES, {"name": "tumour", "color": "#0000ff"}]
+    planes = np.random.default_rng(0).integers(0, 2, (2, 48, 64)).astype(np.uint8)
+    engine.will_return(({**SEGMENTED[0], "classes": classes, "overlapping": True}, {"labels": planes}))
+    panel = open_panel("Segment")
+    click(qtbot, panel.button)
+    finish(qtbot, panel)
+    for name, plane in zip(("Vessel (student)", "Tumour (student)"), planes, strict=True):
+        assert isinstance(viewer.layers[name], Labels)
+        np.testing.assert_array_equal(viewer.layers[name].data, plane)
+
+
 def test_segment_with_the_teacher_and_other_tiles(qtbot, engine, viewer, open_panel, models) -> None:
     engine.will_return(SEGMENTED)
     panel = open_panel("Segment")

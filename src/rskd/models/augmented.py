@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import reduce
 from itertools import product
 
 import torch
@@ -45,18 +43,19 @@ class Augmented(nn.Module):
 
         Where classes may overlap, the logits of the mean probabilities, of which these are the sigmoid.
         """
-        answers = [self._answer(images, *version) for version in self._versions]
+        totals: list[Tensor] = []
+        for quarters, flipped in self._versions:
+            seen = torch.rot90(images.flip(3) if flipped else images, quarters, (2, 3))
+            parts = [torch.rot90(part, -quarters, (2, 3)) for part in self._logarithms(self.model(seen))]
+            parts = [part.flip(3) for part in parts] if flipped else parts
+            totals = [torch.logaddexp(*both) for both in zip(totals, parts, strict=True)] if totals else parts
         if self.spec.overlapping:
-            return _log_sum(F.logsigmoid(z) for z in answers) - _log_sum(F.logsigmoid(-z) for z in answers)
-        return _log_sum(z.log_softmax(1) for z in answers) - math.log(len(self._versions))
+            there, absent = totals
+            return there - absent
+        return totals[0] - math.log(len(self._versions))
 
-    def _answer(self, images: Tensor, quarters: int, flipped: bool) -> Tensor:
-        """Return the logits for images that are seen from one side, turned back."""
-        seen = torch.rot90(images.flip(3) if flipped else images, quarters, (2, 3))
-        answer: Tensor = torch.rot90(self.model(seen), -quarters, (2, 3))
-        return answer.flip(3) if flipped else answer
-
-
-def _log_sum(logarithms: Iterable[Tensor]) -> Tensor:
-    """Return the logarithm of the sum of what the logarithms are given of."""
-    return reduce(torch.logaddexp, logarithms)
+    def _logarithms(self, logits: Tensor) -> list[Tensor]:
+        """Return the logarithms of the probabilities; where classes may overlap, of there and of not there."""
+        if self.spec.overlapping:
+            return [F.logsigmoid(logits), F.logsigmoid(-logits)]
+        return [logits.log_softmax(1)]
