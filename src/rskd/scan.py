@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -51,6 +51,10 @@ class Scan:
         in NIfTI. The rows of `affine` are in the order z, y, x all the same.
     pyramid
         The same picture at lower and lower resolution, lazy, over the same axes; empty = none is stored.
+    levels
+        Where the pyramid lies, if the file says so: for each of its arrays, by spatial axis, how many voxels of the
+        picture one of its own is long, and which voxel of the picture, in fractions, its first one lies on; empty =
+        every array covers the whole picture.
     window
         Lowest and highest value to show, as the file suggests; ``None`` = it suggests none.
     notes
@@ -75,6 +79,7 @@ class Scan:
     meaning: str | None = None
     anatomical: bool = False
     pyramid: tuple[Any, ...] = ()
+    levels: tuple[Mapping[str, tuple[float, float]], ...] = ()
     window: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
@@ -156,15 +161,19 @@ class Scan:
             )
         data = self.pyramid[level - 1]
         sizes = zip(self.axes, self.data.shape, data.shape, strict=True)
-        factors = np.array([whole / less for axis, whole, less in sizes if axis in SPATIAL])
+        places = {
+            axis: (n / less, (n / less - 1) / 2) for axis, n, less in sizes
+        }  # on their middle
+        places |= self.levels[level - 1] if self.levels else {}
+        factors, offsets = np.array([places[axis] for axis in self.spatial_axes]).T
         spacing, affine = self.spacing, self.affine
         if spacing is not None:
             spacing = tuple(float(s * f) for s, f in zip(spacing, factors, strict=True))
         if affine is not None:
             step = np.diag([*factors, 1.0])
-            step[:-1, -1] = (factors - 1) / 2  # the first voxel covers the first ones of the picture itself
+            step[:-1, -1] = offsets
             affine = affine @ step
-        return replace(self, data=data, spacing=spacing, affine=affine, pyramid=self.pyramid[level:])
+        return replace(self, data=data, spacing=spacing, affine=affine, pyramid=(), levels=())
 
     def like(self, data: Any, axes: str) -> Scan:
         """Return `data` in this scan's world.
@@ -176,7 +185,7 @@ class Scan:
         axes
             Its axes; its spatial ones must be this scan's.
         """
-        return replace(self, data=data, axes=axes, channels=(), meaning=None, window=None, pyramid=())
+        return replace(self, data=data, axes=axes, channels=(), meaning=None, window=None, pyramid=(), levels=())
 
 
 def move_axes(data: Any, axes: str, order: Sequence[str]) -> NDArray[Any]:

@@ -82,6 +82,32 @@ def test_a_translation_is_an_affine(tmp_path: Path) -> None:
     np.testing.assert_array_equal((scan.affine @ [1, 1, 1, 1])[:3], [13, 22, 31])
 
 
+def test_a_level_lies_where_its_own_transformations_say(tmp_path: Path) -> None:
+    def level(scale: list[float], translation: list[float]) -> dict:
+        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
+        return {"path": "full", "coordinateTransformations": steps}
+
+    datasets = [level([3, 2, 1], [10, 20, 30]), level([6, 4, 1], [11.5, 22, 30])]  # of the same shape: cropped
+    whole = [{"type": "scale", "scale": [1, 10, 10]}]
+    attributes = multiscales(datasets=datasets, coordinateTransformations=whole)
+    low = read_scan(by_hand(tmp_path / "a", attributes)).at_level(1)
+    assert low.spacing == (6, 40, 10)
+    assert low.affine is not None
+    np.testing.assert_allclose((low.affine @ [0, 0, 0, 1])[:3], [11.5, 220, 300])  # by hand
+    np.testing.assert_allclose((low.affine @ [1, 1, 1, 1])[:3], [17.5, 260, 310])
+    del datasets[1]["coordinateTransformations"]
+    unsaid = read_scan(by_hand(tmp_path / "b", multiscales(datasets=datasets))).at_level(1)
+    assert unsaid.spacing == (3, 2, 1)
+
+
+def test_a_level_that_we_wrote_lies_on_the_pixels_it_was_taken_from(tmp_path: Path) -> None:
+    scan = Scan(np.arange(600 * 500).reshape(600, 500), "yx", spacing=(0.5, 2), units="um", affine=np.diag([0.5, 2, 1]))
+    write_image(tmp_path / "a.zarr", scan)
+    low = read_scan(tmp_path / "a.zarr").at_level(1)
+    assert (low.affine @ [3, 5, 1]).tolist() == (scan.affine @ [6, 10, 1]).tolist()  # type: ignore[operator]
+    assert low.data[3, 5] == scan.data[6, 10]
+
+
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [

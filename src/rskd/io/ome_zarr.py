@@ -66,7 +66,7 @@ def read(folder: Path) -> Scan:
     image = ome["multiscales"][0]
     levels = [_level(folder, group, entry) for entry in image["datasets"]]
     axes, units = _axes(folder, image, levels[0].ndim)
-    scale, translation = _transform(image)
+    scale, translation = _transform(image, 0)
     spatial = [place for place, axis in enumerate(axes) if axis in SPATIAL]
     spacing = tuple(float(scale[place]) for place in spatial) if scale else None
     affine, anatomical = _affine(attributes.get(_OWN), spacing, translation and [translation[p] for p in spatial])
@@ -80,6 +80,7 @@ def read(folder: Path) -> Scan:
         anatomical=anatomical,
         channels=channels if "c" in axes else (),
         pyramid=tuple(levels[1:]),
+        levels=tuple(_place(image, level, axes) for level in range(1, len(levels))),
         window=window,
         meaning=LABELS if "image-label" in ome else None,
     )
@@ -124,9 +125,18 @@ def _axes(folder: Path, image: Mapping[str, Any], count: int) -> tuple[str, str 
     return letters, _UNITS.get(str(units.pop())) if len(units) == 1 else None
 
 
-def _transform(image: Mapping[str, Any]) -> tuple[list[float] | None, list[float] | None]:
-    """Return scale and translation of the full resolution, those of the whole pyramid applied after its own."""
-    steps = [*(image["datasets"][0].get("coordinateTransformations") or [])]
+def _place(image: Mapping[str, Any], level: int, axes: str) -> dict[str, tuple[float, float]]:
+    """Return step and start of a level along every spatial axis, in voxels of the picture; see `Scan.levels`."""
+    (fine, origin), (coarse, start) = _transform(image, 0), _transform(image, level)
+    if fine is None or coarse is None:
+        return {}
+    places = zip(axes, fine, coarse, origin or [0.0] * len(axes), start or [0.0] * len(axes), strict=True)
+    return {axis: (c / f, (s - o) / f) for axis, f, c, o, s in places if axis in SPATIAL}
+
+
+def _transform(image: Mapping[str, Any], level: int) -> tuple[list[float] | None, list[float] | None]:
+    """Return scale and translation of a level, those of the whole pyramid applied after its own."""
+    steps = [*(image["datasets"][level].get("coordinateTransformations") or [])]
     steps += image.get("coordinateTransformations") or []
     scale: NDArray[np.float64] | None = None
     translation: NDArray[np.float64] | None = None
