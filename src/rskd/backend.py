@@ -23,10 +23,6 @@ class Backend(Protocol):
     def device(self) -> str:
         """The device, in words."""
 
-    @property
-    def out_of_memory(self) -> type[Exception]:
-        """What is raised where the memory does not suffice."""
-
     def put(self, array: NDArray[Any]) -> Array:
         """Return a NumPy array as one of this kind; on the CPU they share memory."""
 
@@ -66,7 +62,6 @@ class NumpyBackend:
     """
 
     device = "cpu"
-    out_of_memory = MemoryError
 
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """See `Backend`."""

@@ -24,8 +24,6 @@ class TorchBackend:
     tensor([0., 0.])
     """
 
-    out_of_memory = torch.OutOfMemoryError
-
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
 

@@ -52,8 +52,6 @@ class Measurement:
     """Unit of `size`: ml or mm2, um3 or um2, and voxels or pixels where the size of a voxel is unknown."""
     components: int
     """Number of connected components, over faces, edges and corners."""
-    box: tuple[tuple[int, int], ...] = ()
-    """First and last index along every spatial axis."""
     axes: str = ""
     """The letters of the places below, in their order."""
     place_unit: str = INDEX
@@ -221,7 +219,6 @@ class _Region:
             size=len(indices) * voxel,
             unit=unit,
             components=components(self.mask)[1],
-            box=tuple(zip(indices.min(0).tolist(), indices.max(0).tolist(), strict=True)),
             axes=self.grid.axes,
             place_unit=self.grid.unit or INDEX,
             centroid=tuple(self.grid.world(indices.mean(0)).tolist()),

@@ -212,15 +212,14 @@ def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Sca
 def _goes_to_disk(job: SegmentJob) -> bool:
     """Whether the labels go straight to OME-Zarr: nothing that needs them as a whole is asked for."""
     whole = job.uncertainty or job.compare_with or job.clean_up.active or job.tta != "none" or job.measure != "none"
-    zarr = job.output is not None and (
-        job.output.name.lower().endswith(".zarr") or job.output.parent.name == ome_zarr.LABELS
-    )
+    output = job.output or Path()
+    zarr = output.name.lower().endswith(".zarr") or ome_zarr.image_of(output) is not None
     if job.spread.cluster is not None and (whole or not zarr or job.image is None):
         raise ParameterError(
             "A cluster segments image files into OME-Zarr: name an image and an output ending in .zarr, and leave "
             "clean-up, measurements and maps for later."
         )
-    return bool(zarr and not whole)
+    return zarr and not whole
 
 
 def _segment_to_disk(job: SegmentJob, output: Path, model: Segmenter, scan: Scan) -> Task[Results]:

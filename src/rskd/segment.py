@@ -30,6 +30,11 @@ _ROWS = 64
 PRESENT = 0.5
 """Probability from which on a class that may overlap others is there."""
 _DEFAULTS = SegmentOptions()
+_OUT = (
+    "have the labels written to an OME-Zarr (a name that ends in .zarr) and nothing done that needs them as a whole: "
+    "clean-up, measurements, maps"
+)
+"""The way out where a result is too large for the memory."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Room:
         except MemoryError as error:
             raise ResourceError(
                 f"The memory does not hold the result of {' x '.join(map(str, shape))} voxels: close other programs, "
-                "or have it written to an OME-Zarr (a name that ends in .zarr) with a smaller --region."
+                f"make --region smaller, or {_OUT}."
             ) from error
 
     def part(self, box: Box) -> Room:
@@ -182,15 +187,10 @@ def recipe_of(model: Segmenter, plan: Plan, setting: Setting) -> SegmentRecipe:
 
 
 def _room_for(plan: Plan) -> Room:
-    classes = len(plan.spec.outputs)
-    real = 4 * classes if plan.options.probabilities or len(plan.views) > 1 else 0
-    needed = math.prod(plan.shape) * ((classes if plan.spec.overlapping else 1) + real)
+    needed = math.prod(plan.shape) * plan.bytes_per_voxel
     free = free_memory("cpu")
     if needed > free:
-        raise ResourceError(
-            f"The result takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: "
-            "have it written to an OME-Zarr (a name that ends in .zarr)."
-        )
+        raise ResourceError(f"The result takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free: {_OUT}.")
     return Room.of(plan.shape, plan.spec, probabilities=plan.options.probabilities)
 
 

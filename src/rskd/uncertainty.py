@@ -82,7 +82,7 @@ def divergence(first: _Probabilities, second: _Probabilities) -> NDArray[np.floa
     """
     if first.shape != second.shape:
         raise DataError(
-            f"_Probabilities of the shapes {first.shape} and {second.shape} cannot be compared voxel by voxel."
+            f"Probabilities of the shapes {first.shape} and {second.shape} cannot be compared voxel by voxel."
         )
     found = np.empty(first.shape[1:], np.float32)
     others = (part for part, _ in _parts(second, found))
