@@ -54,6 +54,7 @@ def dice_curves(epochs: Sequence[Epoch], references: Mapping[str, Reference]) ->
         axes.axhline(level, color=_INK, linewidth=1, linestyle=(0, (1, 2)), label=f"teacher: {level:.3f}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half of a round
     axes.set_ylabel("validation Dice")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _plain(axes)
@@ -93,14 +94,17 @@ def loss_curves(steps: Sequence[Step]) -> bytes:
 
 
 def _thin(places: Sequence[int], values: Sequence[float], count: int) -> tuple[list[float], list[float]]:
-    """Return means over at most `count` neighbouring groups of points that are numbers.
+    """Return means over at most `count` neighbouring groups, as equal as can be, of points that are numbers.
 
     Examples
     --------
     >>> _thin([1, 2, 3, 4], [1.0, 3.0, float("nan"), 5.0], 2)
     ([1.5, 4.0], [2.0, 5.0])
+    >>> _thin([1, 2, 3, 4], [2.0, 4.0, 6.0, 8.0], 3)[1]
+    [3.0, 7.0]
     """
-    pairs = [np.array_split(np.asarray(column, float), min(count, len(column))) for column in (places, values)]
+    group = -(-len(places) // count)
+    pairs = [np.array_split(np.asarray(column, float), -(-len(places) // group)) for column in (places, values)]
     means = []
     for x, y in zip(*pairs, strict=True):
         known = np.isfinite(y)

@@ -96,9 +96,12 @@ def _gallery(content: Content) -> Iterator[str]:
     known = sorted(
         (plane for plane in content.planes if not math.isnan(scores[plane.case])), key=lambda p: scores[p.case]
     )
-    yield "<h2>Pictures: worst, median and best</h2>"
+    chosen = _worst_median_best(known)
+    if not chosen:  # no image has a score
+        return
+    yield f"<h2>Pictures: {', '.join(chosen).lower()}</h2>"
     yield _legend(content)
-    for word, plane in _worst_median_best(known).items():
+    for word, plane in chosen.items():
         yield _case(content, word, plane, scores[plane.case])
 
 
@@ -212,10 +215,11 @@ def _cell(score: float | None, measure: str) -> str:
 
 def _measure_note(table: Mapping[str, Any]) -> str:
     unit = table["unit"] + "s" * (table["unit"] == VOXEL) if table["unit"] else "the unit of each image"
+    tolerance = f"{table['tolerance']:g} {VOXEL if table['unit'] == VOXEL and table['tolerance'] == 1 else unit}"
     return (
         '<p class="note">Dice: twice the common pixels by the sum of both. IoU: common pixels by all of both. HD95: '
         f"distance that 95 % of the border keeps, in {escape(unit)}; smaller is better. Surface Dice: share of the "
-        f"border that lies within {table['tolerance']:g} {escape(unit)} of the other. ▼ marks scores below one half; "
+        f"border that lies within {escape(tolerance)} of the other. ▼ marks scores below one half; "
         "– means that the class is in neither mask nor segmentation (or, for HD95, in one of them alone).</p>"
     )
 
