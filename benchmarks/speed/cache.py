@@ -42,7 +42,7 @@ class Stepper:
         torch.manual_seed(0)
         student = Segmenter(ModelSpec(name="student", in_channels=3))
         self.objective = Objective(student, teacher if options else None, options or only())
-        self.optimizer = torch.optim.AdamW(self.objective.parameters())
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), fused=True)
         self.sampler, self.step = sampler, 0
         if folder is not None:
             example = self.objective.ask(sampler.batch(0).images[:1])

@@ -38,7 +38,7 @@ class Stepper:
         torch.manual_seed(0)
         student = Segmenter(ModelSpec(name="student", in_channels=3))
         self.objective = Objective(student, teacher if options else None, options or only())
-        self.optimizer = torch.optim.AdamW(self.objective.parameters())
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), fused=True)
         self.images = torch.randn(BATCH, 3, SIDE, SIDE)
         self.targets = torch.randint(0, 2, (BATCH, SIDE, SIDE))
 

@@ -184,6 +184,24 @@ def test_spatial_refinement_weighs_the_whole_map_where_nothing_is_informative():
     torch.testing.assert_close(refine(x), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_spatial_refinement_keeps_what_informs_and_weighs_the_rest():
+    """By its formula, place by place; and the gradient, by choosing instead of multiplying."""
+    torch.manual_seed(5)
+    refine, x = SpatialRefinement(8), torch.randn(2, 8, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        refine.norm.weight.copy_(torch.linspace(-1, 1, 8))
+    normed = refine.norm(x)
+    weight = torch.sigmoid(normed * (refine.norm.weight.abs() / refine.norm.weight.abs().sum())[:, None, None])
+    informs = weight > 0.5
+    assert 0 < informs.float().mean() < 1
+    strong, weak = torch.where(informs, x, weight * x), torch.where(informs, 0.0, weight * x)
+    expected = strong + torch.cat([weak[:, 4:], weak[:, :4]], 1)
+    torch.testing.assert_close(refine(x), expected, atol=1e-6, rtol=1e-5)
+    factors, inputs = torch.randn_like(x), [x, refine.norm.weight]
+    grads = [torch.autograd.grad((y * factors).sum(), inputs) for y in (refine(x), expected)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("refine", sorted(REFINEMENTS))
 def test_finite_in_bfloat16(refine):
     term = build(refine=refine)

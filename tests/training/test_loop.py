@@ -2,13 +2,15 @@
 
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from rskd import compute
-from rskd.config import ComputeOptions, TrainOptions
+from rskd.config import ComputeOptions, DistillOptions, TrainOptions
+from rskd.distillation.objective import Objective
 from rskd.errors import ParameterError
 from rskd.events import Command, Epoch, Message, Reference, Step, drain, from_json, to_json
 from rskd.jobs import ResumeJob
@@ -19,6 +21,7 @@ from rskd.runs import RunFolder
 from rskd.train import distill, resume
 from rskd.training import launch, trainer
 from rskd.training.average import RunningMean
+from rskd.training.learner import Learner
 from rskd.training.schedule import learning_rate
 from tests.running import collect
 
@@ -46,6 +49,14 @@ def test_bfloat16_gives_about_the_same_losses(job, tmp_path):
     for name in ("task", "texture", "fusion"):
         assert losses(mixed)[0][name] == pytest.approx(losses(single)[0][name], rel=0.05)
     assert losses(mixed) != losses(single)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_gradients_are_clipped_whatever_scales_them(precision, fused):
+    """A fused optimiser undoes the scaling of 16-mixed by itself, too late for the clipping, which Fabric refuses."""
+    fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=0, world_size=1)
+    learner = Learner(Objective(network(), None, DistillOptions()), TrainOptions(precision=precision), fabric)
+    assert learner.optimizer.defaults["fused"] is fused
 
 
 # ------------------------------------------------------------------------------------------------------- running mean

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rskd.contourlet.filters import Taps
 
-CHUNK = 2**17
+CHUNK = 2**18
 """Pixels to work on at a time on a CPU: intermediate arrays that fit the caches and are not returned to the system."""
 
 

@@ -46,10 +46,10 @@ class SpatialRefinement(nn.Module):
         normed = self.norm(x)
         scale = self.norm.weight.abs()  # a scale can train below zero; its size is what informs
         weight = torch.sigmoid(normed * (scale / (scale.sum() + 1e-6))[:, None, None])
-        informative = weight > self.threshold
-        weighted = weight * x
-        strong, weak = torch.where(informative, x, weighted), weighted.masked_fill(informative, 0)
-        return strong + weak.roll(x.shape[1] // 2, dims=1)  # each half with the other one's weak part
+        informative = (weight > self.threshold).to(x.dtype)  # 0 or 1: products are several times faster than a choice
+        weak = weight * (1 - informative)
+        strong = weak + informative  # 1 where it informs, else its weight
+        return strong * x + (weak * x).roll(x.shape[1] // 2, dims=1)  # each half with the other one's weak part
 
 
 class ChannelRefinement(nn.Module):

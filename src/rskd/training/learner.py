@@ -41,7 +41,9 @@ class Learner:
 
     def __init__(self, objective: Objective, options: TrainOptions, fabric: Fabric) -> None:
         self.objective, self.options, self.fabric = objective.to(fabric.device).train(), options, fabric
-        self.optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=options.weight_decay)
+        # one kernel for all weights; under 16-mixed it would undo the scaling itself, before the gradients are clipped
+        fused = fabric.device.type in ("cpu", "cuda") and options.precision != "16-mixed"
+        self.optimizer = torch.optim.AdamW(objective.parameters(), weight_decay=options.weight_decay, fused=fused)
         self.mean = RunningMean(objective.student, options.ema) if options.ema else None
         self.share = slice(fabric.global_rank, None, fabric.world_size)
         own = len(range(options.batch_size)[self.share])
