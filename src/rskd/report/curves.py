@@ -33,6 +33,8 @@ def dice_curves(epochs: Sequence[Epoch], references: Mapping[str, Reference]) ->
     references
         Where "teacher" and "student" stood before the first step.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(7.2, 3.2)
     axes = figure.subplots()
     rounds = [epoch.epoch for epoch in epochs]
@@ -54,7 +56,7 @@ def dice_curves(epochs: Sequence[Epoch], references: Mapping[str, Reference]) ->
         axes.axhline(level, color=_INK, linewidth=1, linestyle=(0, (1, 2)), label=f"teacher: {level:.3f}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half of a round
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half of a round
     axes.set_ylabel("validation Dice")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _plain(axes)
