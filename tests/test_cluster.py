@@ -1,6 +1,7 @@
 """A local cluster of two workers gives the same as this process alone, also when one of them is killed."""
 
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from rskd.cluster import connected, segment_on, spread
 from rskd.config import ClusterOptions, SegmentOptions
 from rskd.errors import EngineError, ParameterError, ResourceError
-from rskd.events import Progress, drain
+from rskd.events import Command, Message, Progress, drain
 from rskd.io import read_scan, write_image
-from rskd.jobs import SegmentJob
+from rskd.jobs import BatchJob, SegmentJob
 from rskd.large import segment_into
 from rskd.models import weights
 from rskd.models.presets import fresh_spec
@@ -105,6 +106,40 @@ def test_the_job_of_the_command_line(files, tmp_path):
     for changes in ({"output": tmp_path / "a.tif"}, {"measure": "classes"}):
         with pytest.raises(ParameterError, match="A cluster segments image files into OME-Zarr"):
             drain(run(job.model_copy(update={"spread": LOCAL, **changes})))
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_folder(files, tmp_path, monkeypatch):
+    for seed in range(3):
+        noise = np.random.default_rng(seed).integers(0, 255, (80, 90)).astype(np.uint8)
+        write_image(tmp_path / "in" / f"{seed}.png", Scan(noise, "yx"))
+    (tmp_path / "in" / "broken.png").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    job = BatchJob(model=files / "net.safetensors", images="in", output="together", spread=LOCAL)
+    events, value = [], None
+    task = run(job)
+    try:
+        while True:
+            events.append(next(task))
+    except StopIteration as end:
+        value = end.value.value
+    assert [value[name] for name in ("images", "done", "skipped", "failed", "stopped")] == [4, 3, 0, 1, False]
+    assert [e for e in events if isinstance(e, Progress)][-1] == Progress(4, 4, "images")
+    assert sum("is left out" in event.text for event in events if isinstance(event, Message)) == 1
+    alone = job.model_copy(update={"output": Path("alone"), "spread": ClusterOptions()})
+    drain(run(alone))
+    for name in ("0.png", "1.png", "2.png"):
+        assert Path("together", name).read_bytes() == Path("alone", name).read_bytes()
+    assert Path("together/measurements.csv").read_text() == Path("alone/measurements.csv").read_text()
+    again = alone.model_copy(update={"output": Path("together")})  # a cluster is no part of the recipe
+    assert drain(run(again)).value["skipped"] == 3
+    shutil.rmtree("together")
+    task = run(job)
+    while not isinstance(next(task), Progress):
+        pass
+    with pytest.raises(StopIteration) as stopped:
+        task.send(Command.STOP)
+    assert stopped.value.value.value["stopped"]
 
 
 def work(number: int, folder: str) -> int:

@@ -12,8 +12,10 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ _OF_SOURCE = {
 }  # fmt: skip
 """Where the labels of an image end in something else than the image itself."""
 _RECORDS = ".rskd"
-_NOT_IN_RECIPE = {"kind", "images", "output", "pattern", "compute"}
+_NOT_IN_RECIPE = {"kind", "images", "output", "pattern", "compute", "spread"}
 _NOT_IN_OPTIONS = ("batch_size", "region")
 """What is left of the recipe since it changes nothing but the time."""
 
@@ -95,6 +97,8 @@ def batch(job: BatchJob, networks: Networks | None = None) -> Task[Outcome]:
         If there is no such folder, no image in it, or no weight file.
     ParameterError
         If results could replace images.
+    ResourceError
+        If there is no such cluster.
     """
     items = find_items(job.images, without=job.output, pattern=job.pattern)
     recipe = recipe_of(job)
@@ -105,22 +109,83 @@ def batch(job: BatchJob, networks: Networks | None = None) -> Task[Outcome]:
     outdated = sum(_record_file(job, item).is_file() for item in items if item not in records)
     if outdated:
         yield Message(f"{outdated} results were made with another recipe or from other files: they are made again.")
-    stopped = False
-    for item in [item for item in items if item not in records]:
-        progress = Progress(len(records), len(items), "images")
-        record = yield from _heeding_stop(segment_item(job, item, recipe, networks), progress)
-        if record is None:
-            stopped = True
-            break
-        records[item] = record
-        if record.error:
-            yield Message(f"Image {record.case} is left out: {record.error}", warning=True)
-        yield Progress(len(records), len(items), "images")
+    left = [item for item in items if item not in records]
+    if job.spread.cluster is None:
+        new = yield from _one_by_one(job, left, recipe, networks, of=len(items))
+    else:
+        new = yield from _together(job, left, recipe, of=len(items))
+    records |= new
     found = [records[item] for item in items if item in records]
     _write_tables(job.output, found)
     failed = sum(bool(record.error) for record in found)
     counts = {"images": len(items), "done": len(found) - skipped - failed, "skipped": skipped, "failed": failed}
-    return Outcome({**counts, "stopped": stopped, "output": str(job.output)})
+    return Outcome({**counts, "stopped": len(new) < len(left), "output": str(job.output)})
+
+
+def _one_by_one(
+    job: BatchJob, left: Sequence[Item], recipe: str, networks: Networks, *, of: int
+) -> Task[dict[Item, Record]]:
+    """Do the images that are left in this process, until it is to stop; `of` = how many there are in all."""
+    found: dict[Item, Record] = {}
+    for item in left:
+        progress = Progress(of - len(left) + len(found), of, "images")
+        record = yield from _heeding_stop(segment_item(job, item, recipe, networks), progress)
+        if record is None:
+            break
+        found[item] = record
+        yield from _told(record)
+        yield replace(progress, done=progress.done + 1)
+    return found
+
+
+def _together(job: BatchJob, left: Sequence[Item], recipe: str, *, of: int) -> Task[dict[Item, Record]]:
+    """Do the images that are left with the workers of a cluster, until it is to stop."""
+    from rskd.cluster import connected, spread
+
+    found: dict[Item, Record] = {}
+    parts = [(_for_workers(job), replace(item, files=tuple(map(Path.resolve, item.files))), recipe) for item in left]
+    with connected(job.spread) as client, closing(spread(client, job.spread.retries, _item_on_worker, parts)) as work:
+        for answer in work:
+            if answer is not None:
+                number, (record, messages) = answer
+                found[left[number]] = record
+                yield from messages
+                yield from _told(record)
+            if (yield Progress(of - len(left) + len(found), of, "images")) is Command.STOP:
+                break
+    return found
+
+
+def _for_workers(job: BatchJob) -> BatchJob:
+    """Return a job that means the same in the folder of another process, and takes one thread."""
+    fields: dict[str, Any] = {name: getattr(job, name) for name in ("images", "output", "model", "compare_with")}
+    places = {name: path.resolve() for name, path in fields.items() if path is not None and path.exists()}
+    compute = job.compute.model_copy(update={"threads": job.compute.threads or 1})
+    return job.model_copy(update={**places, "compute": compute})
+
+
+def _item_on_worker(job: BatchJob, item: Item, recipe: str) -> tuple[Record, list[Message]]:
+    """On a worker: do one image; returns what there is to say about it as well."""
+    messages: list[Message] = []
+    task = segment_item(job, item, recipe, _kept())
+    while True:
+        try:
+            event = next(task)
+        except StopIteration as end:
+            return end.value, messages
+        if isinstance(event, Message):
+            messages.append(event)
+
+
+@cache
+def _kept() -> Networks:
+    """Return the networks of a worker, which stay in its memory from image to image."""
+    return Networks()
+
+
+def _told(record: Record) -> Iterator[Message]:
+    if record.error:
+        yield Message(f"Image {record.case} is left out: {record.error}", warning=True)
 
 
 def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> Task[Record]:

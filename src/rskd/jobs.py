@@ -97,6 +97,8 @@ class BatchJob(Segmenting):
     photographs."""
     measure: Measured = "classes"
     """Measure volume, place, extent and intensity of every class, on request in every slice too."""
+    spread: ClusterOptions = ClusterOptions()
+    """Other processes that do images at the same time."""
 
 
 class RankJob(Config):
