@@ -22,6 +22,7 @@ from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
 from rskd.run import run
 from rskd.scan import Scan
+from rskd.tiling import predict_tiled
 
 LOCAL = ClusterOptions(cluster="local", workers=2)
 OPTIONS = SegmentOptions(region=256, tile=64, batch_size=4)
@@ -175,3 +176,24 @@ def test_a_cluster_that_does_not_answer(monkeypatch):
         connected(ClusterOptions(cluster="nonsense")),
     ):
         pass
+
+
+@pytest.mark.usefixtures("threads")
+def test_what_a_worker_has_to_give_up_is_told_and_recorded(files, tmp_path, monkeypatch):
+    def tight(network, work, tiling, *, batch_size):
+        if batch_size > 2:
+            raise MemoryError
+        return predict_tiled(network, work, tiling, batch_size=batch_size)
+
+    monkeypatch.setattr("rskd.segment.predict_tiled", tight)
+    write_image(tmp_path / "image.zarr", Scan(np.eye(200), "yx"))
+    task = segment_on(LOCAL, tmp_path / "a.zarr", files / "net.safetensors", tmp_path / "image.zarr", OPTIONS)
+    said = []
+    try:
+        while True:
+            said.append(next(task))
+    except StopIteration as end:
+        recipe = end.value.recipe
+    assert recipe.batch_size == 2
+    assert [e.text for e in said if isinstance(e, Message) and e.warning] == list(recipe.setbacks)
+    assert ["going on with 2 at a time" in text for text in recipe.setbacks] == [True]
