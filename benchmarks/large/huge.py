@@ -87,7 +87,8 @@ def work(folder: Path, name: str) -> None:
     for event in task_of(folder, name):
         if isinstance(event, Message):
             print(f"  {event.text}", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would begin with the peak of the process that made this
+    peak = 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(
         f"  {time.perf_counter() - began:.0f} s, peak {peak / 2**20:.0f} MiB"
