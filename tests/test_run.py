@@ -147,7 +147,7 @@ def test_rank_writes_maps_tables_and_a_figure(files, tmp_path):
     outcome = drain(run(RankJob(**files, output=tmp_path / "out"), {"image": image}))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     tables = {f"{role}_{what}" for role in files for what in ("importance.png", "ranking.csv")}
-    assert names == tables | {"ranking.png", "agreement.json"}
+    assert names == tables | {"ranking.png", "ranking.svg", "agreement.json"}
     assert json.loads((tmp_path / "out" / "agreement.json").read_text()) == outcome.value["agreement"]
     with (tmp_path / "out" / "student_ranking.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -15,11 +15,12 @@ from napari_rskd._job import Work
 from napari_rskd._layers import Source, add_layer, axes_of, segmentation_layers, subband_layers, visible_slice
 from napari_rskd._samples import retina
 from napari_rskd._session import session_of
+from napari_rskd._settings import compute_options
+from napari_rskd._survey import Shown, Survey
 from napari_rskd.contourlet import contourlet_work
 from napari_rskd.segment import segment_work
-from napari_rskd.tokens import rank_layers, rank_work
-from rskd.config import ContourletOptions, RankOptions
-from rskd.jobs import Outcome
+from rskd.config import ContourletOptions
+from rskd.jobs import Outcome, SurveyJob
 
 PLUGIN = "napari-rskd"
 GREEN = 1
@@ -81,8 +82,17 @@ class Demo(QObject):
 
     def _rank(self) -> tuple[Work, Callable[[Outcome], None]]:
         plane, axes, source = visible_slice(self.layer, self.viewer.dims.point)
-        work = rank_work(plane, axes, self._models, options=RankOptions(), name=self.layer.name)
-        return work, lambda outcome: self._add(rank_layers(outcome, source), visible=False)
+        networks = {role: model.path for role, model in self._models.items()}
+        job = SurveyJob(axes=axes, compute=compute_options(), **networks)
+
+        def show(outcome: Outcome) -> None:
+            survey = Survey(outcome)
+            shown = Shown(survey.depth - 1)
+            for role in survey.roles:
+                layers = survey.layers(role, shown, source)
+                self._add([layers["map"], layers["points"]], visible=False)
+
+        return Work(lambda: (job, {"image": plane}), title=f"Ranking the tokens of {self.layer.name}"), show
 
     def _split(self) -> tuple[Work, Callable[[Outcome], None]]:
         plane, axes, source = visible_slice(self.layer, self.viewer.dims.point)

@@ -117,7 +117,8 @@ class Work(QObject):
     prepare
         Returns the job and its arrays; called in the worker thread, so it may write files.
     title
-        What is done, for people: it is shown in the activity dock.
+        What is done, for people: it is shown in the activity dock. Empty = not shown there: for what follows a slider,
+        many times a second.
     private
         Give the job an engine process of its own, which ends with it.
     release
@@ -134,7 +135,12 @@ class Work(QObject):
     """Always, and last."""
 
     def __init__(
-        self, prepare: Callable[[], Order], *, title: str, private: bool = False, release: Callable[[], None] = _nothing
+        self,
+        prepare: Callable[[], Order],
+        *,
+        title: str = "",
+        private: bool = False,
+        release: Callable[[], None] = _nothing,
     ) -> None:
         super().__init__()
         self.title = title
@@ -171,7 +177,7 @@ class Work(QObject):
         worker.errored.connect(self._failed)
         worker.finished.connect(self._ended)
         self.running = True
-        self._bar = progress(total=0, desc=self.title)
+        self._bar = progress(total=0, desc=self.title) if self.title else None
         _ALIVE.add(self)
         worker.start()
         return self

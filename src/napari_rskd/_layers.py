@@ -280,6 +280,7 @@ def importance_layers(
         "blending": "translucent",
         "opacity": 0.6,
         "interpolation2d": "nearest",
+        "contrast_limits": _limits(importance),
         "metadata": made_by({"definition": facts["definition"], "block": facts["block"]}),
         **place,
     }
@@ -360,3 +361,86 @@ def subband_name(band: Mapping[str, Any]) -> str:
     if band.get("edge_angle") is None:
         return str(band["name"]).capitalize()
     return f"Edges at {band['edge_angle']:.0f}° (level {band['level']})"
+
+
+def feature_band_layers(value: Mapping[str, Any], arrays: Mapping[str, Array], source: Source) -> list[LayerData]:
+    """Return a network's feature map and its sub-bands, per role; only the map is shown at first.
+
+    Parameters
+    ----------
+    value
+        By role: `map` (`scale`, `translate`) and `bands`, as `rskd.feature_bands` gives them.
+    arrays
+        `{role}_map` and `{role}_{band}`.
+    source
+        Where the picture lies.
+    """
+    layers: list[LayerData] = []
+    for role, facts in value.items():
+        own = {name.removeprefix(f"{role}_"): array for name, array in arrays.items() if name.startswith(f"{role}_")}
+        place = source.place(facts["map"]["scale"], facts["map"]["translate"])
+        options = {
+            "name": f"Feature map ({role})",
+            "rgb": False,
+            "colormap": "viridis",
+            "blending": "translucent",
+            "metadata": made_by({"where": facts["where"]}),
+            **place,
+        }
+        layers.append((source.embed(own["map"]), options, "image"))
+        for data, band_options, kind in subband_layers(facts["bands"], own, source):
+            layers.append((data, {**band_options, "name": f"{band_options['name']}, {role}", "visible": False}, kind))
+    return layers
+
+
+def _limits(importance: Array) -> tuple[float, float]:
+    """Return the range of the colours; a constant map has one as well."""
+    low, high = float(importance.min()), float(importance.max())
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def rank_order(importance: Array) -> Array:
+    """Return the numbers of the tokens, row by row, the most important first; ties keep their order.
+
+    Examples
+    --------
+    >>> rank_order(np.array([[0.1, 0.4], [0.4, 0.1]])).tolist()
+    [1, 2, 0, 3]
+    """
+    return np.argsort(-importance.ravel(), kind="stable")
+
+
+def kept_layer(role: str, facts: Mapping[str, Any], importance: Array, order: Array, source: Source) -> LayerData:
+    """Return an image that darkens every token but the top ones; arguments as of `importance_layers`."""
+    from napari.utils import Colormap
+
+    token = np.asarray(facts["token"], dtype=float)
+    hidden = np.ones(importance.size, np.float32)
+    hidden[order[: facts["top"]]] = 0
+    options = {
+        "name": f"Outside of the top ({role})",
+        "rgb": False,
+        "colormap": Colormap([[0, 0, 0, 0], [0, 0, 0, 0.8]], name="clear to dark"),
+        "contrast_limits": (0, 1),
+        "blending": "translucent",
+        "interpolation2d": "nearest",
+        "metadata": made_by({"by": role}),
+        **source.place(token, (token - 1) / 2),
+    }
+    return source.embed(hidden.reshape(importance.shape)), options, "image"
+
+
+def attention_layer(role: str, facts: Mapping[str, Any], row: Array, source: Source) -> LayerData:
+    """Return what one token attends to as an image on the token grid; arguments as of `importance_layers`."""
+    token = np.asarray(facts["token"], dtype=float)
+    options = {
+        "name": f"Attention of one token ({role})",
+        "rgb": False,
+        "colormap": "magma",
+        "contrast_limits": (0, float(row.max()) or 1.0),
+        "blending": "additive",
+        "interpolation2d": "nearest",
+        "metadata": made_by({"by": role}),
+        **source.place(token, (token - 1) / 2),
+    }
+    return source.embed(np.asarray(row)), options, "image"

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from napari.layers import Image
+from qtpy.QtWidgets import QCheckBox, QFormLayout, QPushButton, QVBoxLayout, QWidget
 
+from napari_rskd._bands import BandGains
 from napari_rskd._fields import LayerBox, NarrowBox
-from napari_rskd._form import Form
+from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
-from napari_rskd._layers import Source, add_layer, subband_layers, visible_slice
-from napari_rskd._panel import Panel
-from napari_rskd._session import session_of
-from rskd.config import ContourletOptions
-from rskd.jobs import ContourletJob, Outcome
+from napari_rskd._layers import Source, add_layer, feature_band_layers, made_by, subband_layers, visible_slice
+from napari_rskd._live import Latest, LiveLayers
+from napari_rskd._panel import Panel, text
+from napari_rskd._rose import Rose, directional_energies, rose_words
+from napari_rskd._session import Model, follow_session, session_of
+from napari_rskd._settings import compute_options
+from rskd.config import ContourletOptions, DenoiseOptions, FeatureMapOptions
+from rskd.jobs import ContourletJob, DenoiseJob, Outcome, ReconstructJob, TextureJob
 
 CHANNELS = ("Red", "Green", "Blue")
+OVER, GRID = "Over the image", "Side by side in a grid"
+RECONSTRUCTION = "Reconstruction"
 
 
 class ContourletWidget(Panel):
@@ -28,11 +36,64 @@ class ContourletWidget(Panel):
         self.channel = NarrowBox()
         self.channel.setToolTip("Which colour to split; vessels and red lesions show best in green.")
         self.options: Form[ContourletOptions] = Form(ContourletOptions())
+        self.arrangement = NarrowBox()
+        self.gains = BandGains()
         self._source: Source | None = None
+        self._asked: Mapping[str, Any] | None = None
+        self._shows: Callable[[Outcome], None] = self._show_bands
+        self._subbands, self._textures, self._rebuilt = (LiveLayers(self, napari_viewer) for _ in range(3))
+        self._subbands.made.connect(self._arrange)
+        self._rebuilding = Latest(self, self._show_reconstruction, self.show_error)
         self.options.put_above(image=self.image, channel=self.channel)
         self.column.addWidget(self.options)
+        self._add_arrangement()
+        self._gain_section = Section("Switch and weigh the sub-bands", self.gains, opened=True)
+        self._gain_section.hide()
+        self.column.addWidget(self._gain_section)
+        self.rose = Rose(napari_viewer)
+        self.column.addWidget(self.rose)
+        self._add_networks()
+        self._add_denoising()
+        self.gains.changed.connect(self._rebuild)
         self.image.changed.connect(self._offer_channels)
         self._offer_channels()
+        follow_session(self, self.session, self._offer_networks)
+
+    def _add_arrangement(self) -> None:
+        self.arrangement.addItems([OVER, GRID])
+        self.arrangement.setToolTip("Where the sub-bands are shown; in a grid, all layers are side by side.")
+        self.arrangement.currentIndexChanged.connect(self._arrange)
+        form = QFormLayout()
+        form.addRow("Show", self.arrangement)
+        self.column.addLayout(form)
+
+    def _add_networks(self) -> None:
+        """Sub-bands of the networks' own maps."""
+        content = QWidget()
+        column = QVBoxLayout(content)
+        self.roles = {role: QCheckBox(checked=True, objectName=role) for role in ("teacher", "student")}
+        self.feature_map: Form[FeatureMapOptions] = Form(FeatureMapOptions())
+        self.split_map = QPushButton("Split the networks' maps")
+        self.split_map.setToolTip("Show the sub-bands of what teacher and student compute from the image.")
+        self.energies = text(name="energies")
+        for widget in (*self.roles.values(), self.feature_map, self.split_map, self.energies):
+            column.addWidget(widget)
+        self.split_map.clicked.connect(lambda: self._begin_other(self._texture_work, self._show_textures))
+        for box in self.roles.values():
+            box.toggled.connect(self.refresh)
+        self.column.addWidget(Section("Feature maps of teacher and student", content))
+
+    def _add_denoising(self) -> None:
+        content = QWidget()
+        column = QVBoxLayout(content)
+        self.noise: Form[DenoiseOptions] = Form(DenoiseOptions())
+        self.denoise = QPushButton("Denoise", toolTip="Add a layer with the visible picture without its noise.")
+        self.denoise.clicked.connect(lambda: self._begin_other(self._denoise_work, self._show_denoised))
+        column.addWidget(self.noise)
+        column.addWidget(self.denoise)
+        self.column.addWidget(Section("Denoise", content))
+
+    # ---------------------------------------------------------------------------------------------- what can be done
 
     def _offer_channels(self) -> None:
         layer, chosen = self.image.layer(), self.channel.currentText()
@@ -45,28 +106,142 @@ class ContourletWidget(Panel):
         self.channel.setEnabled(colors > 0)
         self.refresh()
 
+    def _offer_networks(self) -> None:
+        for role, box in self.roles.items():
+            model: Model | None = getattr(self.session, role)
+            box.setEnabled(model is not None)
+            box.setText(f"{role.capitalize()}: {model.name if model else 'none loaded'}")
+        self.refresh()
+
+    def chosen(self) -> dict[str, Model]:
+        """Return the networks to look into, by role."""
+        models = {role: getattr(self.session, role) for role in self.roles}
+        return {role: model for role, model in models.items() if model is not None and self.roles[role].isChecked()}
+
     def reason(self) -> str:
         """Return why it cannot start."""
         if self.image.layer() is None:
             return "Open an image first: File › Open, or File › Open Sample › RSKD."
         return ""
 
+    def refresh(self) -> None:
+        """Look again what can start."""
+        super().refresh()
+        free = self.work is None and not self.reason()
+        self.denoise.setEnabled(free)
+        self.split_map.setEnabled(free and bool(self.chosen()))
+
+    # ------------------------------------------------------------------------------------------------ what is started
+
     def launch(self) -> Work:
         """Split what is in view."""
         layer = self.image.layer()
         plane, axes, self._source = visible_slice(layer, self.viewer.dims.point)
-        options = self.options.value()
-        return contourlet_work(plane, axes, channel=self.channel.currentData(), options=options, name=layer.name)
+        options, channel = self.options.value(), self.channel.currentData()
+        self._asked = {"plane": plane, "axes": axes, "channel": channel, "options": options}
+        self._shows = self._show_bands
+        return contourlet_work(plane, axes, channel=channel, options=options, name=layer.name)
+
+    def _begin_other(self, prepare: Callable[[], Work], show: Callable[[Outcome], None]) -> None:
+        self._show(self.error_label, "")
+        self._shows = show
+        self.begin(prepare())
+        self.denoise.setEnabled(False)
+        self.split_map.setEnabled(False)
+
+    def _denoise_work(self) -> Work:
+        layer = self.image.layer()
+        plane, axes, self._picture = visible_slice(layer, self.viewer.dims.point)
+        job = DenoiseJob(axes=axes, options=self.noise.value())
+        return Work(lambda: (job, {"image": plane}), title=f"Denoising {layer.name}")
+
+    def _texture_work(self) -> Work:
+        layer = self.image.layer()
+        plane, axes, self._picture = visible_slice(layer, self.viewer.dims.point)
+        paths = {role: model.path for role, model in self.chosen().items()}
+        job = TextureJob(
+            axes=axes,
+            feature_map=self.feature_map.value(),
+            options=self.options.value(),
+            compute=compute_options(),
+            **paths,
+        )
+        return Work(lambda: (job, {"image": plane}), title=f"Splitting the networks' maps of {layer.name}")
+
+    # ------------------------------------------------------------------------------------------------- what is shown
 
     def show_result(self, outcome: Outcome) -> None:
+        """Show what the job returned."""
+        self._shows(outcome)
+
+    def _show_bands(self, outcome: Outcome) -> None:
         """Add the sub-bands and say how exactly they make up the picture."""
         if self._source is None:
             return
         bands = outcome.value["bands"]
-        for data in subband_layers(bands, outcome.arrays, self._source):
-            add_layer(self.viewer, data)
+        layers = subband_layers(bands, outcome.arrays, self._source)
+        self._subbands.show_all({band["array"]: data for band, data in zip(bands, layers, strict=True)})
         error = outcome.value["reconstruction_error"]
         self.say(f"{len(bands)} sub-bands; put together again they differ from the image by at most {error:.1g}.")
+        self._rebuilt.show_all({})
+        self.rose.show_energies({"": directional_energies(bands)})
+        self.gains.offer(bands)
+        self._gain_section.show()
+        if self.gains.gains():
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Put the picture together with the gains as they stand."""
+        if self._asked is None:
+            return
+        asked = self._asked
+        job = ReconstructJob(
+            axes=asked["axes"], channel=asked["channel"], options=asked["options"], gains=self.gains.gains()
+        )
+        self._rebuilding.ask(Work(lambda: (job, {"image": asked["plane"]})))
+
+    def _show_reconstruction(self, outcome: Outcome) -> None:
+        if self._source is None:
+            return
+        picture = self._source.embed(outcome.arrays["reconstruction"])
+        options = {"name": RECONSTRUCTION, "rgb": False, "metadata": made_by({}), **self._source.place()}
+        self._rebuilt.show(RECONSTRUCTION, (picture, options, "image"))
+
+    def _show_denoised(self, outcome: Outcome) -> None:
+        picture = self._picture.embed(outcome.arrays["denoised"])
+        layer = self.image.layer()
+        name = f"{self._picture.name} (denoised)"
+        options = {"name": name, "rgb": bool(layer is not None and layer.rgb), "metadata": made_by({})}
+        add_layer(self.viewer, (picture, options | self._picture.place(), "image"))
+        self.say(f"Added the layer “{name}”.")
+
+    def _show_textures(self, outcome: Outcome) -> None:
+        layers = feature_band_layers(outcome.value, outcome.arrays, self._picture)
+        self._textures.show_all({data[1]["name"]: data for data in layers})
+        self.rose.show_energies({role: directional_energies(facts["bands"]) for role, facts in outcome.value.items()})
+        self.energies.setText(energy_words(outcome.value))
+
+    def _arrange(self) -> None:
+        """Show the sub-bands over the image, or all of them in napari's grid."""
+        grid = self.arrangement.currentText() == GRID
+        getattr(self.viewer, "canvas", self.viewer).grid.enabled = grid
+        if grid:
+            for layer in self._subbands.layers():
+                layer.visible = True
+
+
+def energy_words(value: Mapping[str, Any]) -> str:
+    """Return where each network's map was observed, and how the energy of its finest level is spread.
+
+    Examples
+    --------
+    >>> bands = [{"level": 1, "wedge": (0, 90), "energy": 3.0}, {"level": 1, "wedge": (90, 180), "energy": 1.0}]
+    >>> energy_words({"student": {"where": "stem, level 0", "bands": bands}})
+    'Student (stem, level 0): 135° 75 %, 45° 25 %'
+    """
+    return "<br>".join(
+        rose_words(f"{role} ({facts['where']})", directional_energies(facts["bands"])) for role, facts in value.items()
+    )
 
 
 def contourlet_work(plane: Any, axes: str, *, channel: int | None, options: ContourletOptions, name: str) -> Work:

@@ -27,6 +27,8 @@ from rskd.jobs import (
     JOB,
     BatchJob,
     ContourletJob,
+    DeletionJob,
+    DenoiseJob,
     DistillJob,
     EvaluateJob,
     ExportJob,
@@ -65,7 +67,9 @@ _COMMANDS: dict[str, type[BaseModel]] = {
     "segment": SegmentJob,
     "batch": BatchJob,
     "rank": RankJob,
+    "deletion": DeletionJob,
     "contourlet": ContourletJob,
+    "denoise": DenoiseJob,
     "evaluate": EvaluateJob,
     "export": ExportJob,
     "inspect": InspectJob,
@@ -331,7 +335,7 @@ class _Screen:
 def _report(job: Job, outcome: Outcome) -> None:
     """Print the facts as JSON on standard output, for people and for programs."""
     print(json.dumps(outcome.value, indent=2))
-    if isinstance(job, SegmentJob | RankJob | ContourletJob) and job.output is None:
+    if isinstance(job, SegmentJob | RankJob | ContourletJob | DenoiseJob) and job.output is None:
         print("Nothing was written: name a place with --output.", file=sys.stderr)
 
 

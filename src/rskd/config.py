@@ -17,6 +17,8 @@ from rskd.config_base import Weight as Weight
 from rskd.config_data import AugmentOptions as AugmentOptions
 from rskd.config_data import CacheOptions as CacheOptions
 from rskd.config_data import SamplingOptions as SamplingOptions
+from rskd.config_looking import DenoiseOptions as DenoiseOptions
+from rskd.config_looking import FeatureMapOptions as FeatureMapOptions
 from rskd.config_losses import BaselineOptions as BaselineOptions
 from rskd.config_losses import TaskLossOptions as TaskLossOptions
 from rskd.config_results import CleanUpOptions as CleanUpOptions
@@ -264,7 +266,10 @@ class RankOptions(Config):
     definition: ImportanceDefinition = "received"
     """What counts as importance: attention received from all tokens, attention of the CLS token …"""
     block: Annotated[int, Field(ge=-64, le=63)] = -1
-    """Transformer block, from 0; negative numbers count from the last one."""
+    """Transformer block, from 0; negative numbers count from the last one. Of two networks it is the student's; the
+    teacher is looked at in the same depth."""
+    head: Annotated[int | None, Field(ge=0, le=255)] = None
+    """Attention head, from 0; None = the mean of all."""
     keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the tokens that counts as the top."""
 

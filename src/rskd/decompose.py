@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rskd.config import ContourletOptions
-from rskd.contourlet import Layout, Subband, contourlet, icontourlet, nonsubsampled_contourlet
+from rskd.config import ContourletOptions, DenoiseOptions
+from rskd.contourlet import (
+    Layout,
+    Subband,
+    Subbands,
+    contourlet,
+    denoise,
+    icontourlet,
+    nonsubsampled_contourlet,
+)
 from rskd.errors import ParameterError
 from rskd.events import Progress, Task
 from rskd.io import write_image
@@ -23,7 +31,12 @@ Plane = NDArray[np.float64]
 
 
 def decompose(
-    scan: Scan, options: ContourletOptions, *, channel: int | None = None, output: Path | None = None
+    scan: Scan,
+    options: ContourletOptions,
+    *,
+    channel: int | None = None,
+    output: Path | None = None,
+    subbands: Subbands[NDArray[Any]] | None = None,
 ) -> Task[Outcome]:
     """Split a 2-D image into contourlet sub-bands, and measure how exactly they give it back.
 
@@ -37,6 +50,8 @@ def decompose(
         Channel, from 0; None = the mean of all but transparency.
     output
         Folder for one TIFF per array; None = none.
+    subbands
+        What `split` gave for this image, if it is at hand.
 
     Yields
     ------
@@ -48,9 +63,9 @@ def decompose(
     Outcome
         Arrays ``lowpass``, ``level{j}_band{k}`` (j from 1, the finest) and ``reconstruction``, float32. `value` is
         ``{"bands": […], "reconstruction_error": largest absolute difference in intensity}``. A band has ``array``,
-        ``name``, ``level``, ``direction``, ``edge_angle``, ``scale`` and ``translate`` (pixels of the image per sample,
-        and pixel on which its sample [0, 0] stands, along y and x), and ``energy``, the sum of its squares. Samples
-        that stand outside of the image, in the extension of its border, are left out.
+        ``name``, ``level``, ``direction``, ``edge_angle``, ``wedge``, ``scale`` and ``translate`` (pixels of the
+        image per sample, and pixel on which its sample [0, 0] stands, along y and x), and ``energy``, the sum of its
+        squares. Samples that stand outside of the image, in the extension of its border, are left out.
 
     Raises
     ------
@@ -58,23 +73,98 @@ def decompose(
         If the image is not one plane, or too small for the levels.
     """
     plane = single_plane(scan, channel=channel)
-    transform = nonsubsampled_contourlet if options.nonsubsampled else contourlet
-    subbands = transform(
-        plane, options.levels, pyramid=options.pyramid, directional=options.directional, border=options.border
-    )
+    subbands = subbands or split(plane, options)
     yield Progress(1, 2, "transforms")
     back = icontourlet(subbands)
     yield Progress(2, 2, "transforms")
-    bands, arrays = [], {}
-    for info, coefficients in zip(subbands.describe(), subbands.arrays(), strict=True):
-        band, shown = _lay_over(info, coefficients, subbands.layout)
-        bands.append(band)
-        arrays[band["array"]] = shown
-    bands.sort(key=lambda band: -int(band["level"]))  # the lowpass, then coarse to fine
+    bands, arrays = shown_bands(subbands)
     arrays["reconstruction"] = back.astype(np.float32)
     if output is not None:
         _write(output, scan, bands, arrays)
     return Outcome({"bands": bands, "reconstruction_error": float(np.abs(back - plane).max())}, arrays)
+
+
+def split(plane: Plane, options: ContourletOptions) -> Subbands[NDArray[Any]]:
+    """Return the contourlet transform of a picture (H, W)."""
+    transform = nonsubsampled_contourlet if options.nonsubsampled else contourlet
+    return transform(
+        plane, options.levels, pyramid=options.pyramid, directional=options.directional, border=options.border
+    )
+
+
+def array_name(info: Subband) -> str:
+    """Return the name of a sub-band's array: ``lowpass``, or ``level{j}_band{k}`` with j from 1, the finest."""
+    return "lowpass" if info.name == "lowpass" else f"level{info.level + 1}_band{info.direction or 0}"
+
+
+def shown_bands(subbands: Subbands[NDArray[Any]]) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """Return the facts about every sub-band, coarse to fine, and its samples that stand on pixels of the image."""
+    bands, arrays = [], {}
+    for info, coefficients in subbands.items():
+        band, shown = _lay_over(info, coefficients, subbands.layout)
+        bands.append(band)
+        arrays[band["array"]] = shown
+    bands.sort(key=lambda band: -int(band["level"]))  # the lowpass, then coarse to fine
+    return bands, arrays
+
+
+def reconstruct(subbands: Subbands[NDArray[Any]], gains: Mapping[str, float]) -> NDArray[np.float32]:
+    """Return the picture that sub-bands make when each is multiplied by its gain.
+
+    Parameters
+    ----------
+    subbands
+        Of `split`.
+    gains
+        Factor by the name of the array (`array_name`); a sub-band that is not named keeps its strength.
+
+    Returns
+    -------
+    array
+        (H, W) float32.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such sub-band, or a gain is not finite.
+
+    Examples
+    --------
+    >>> plane = np.random.default_rng(0).random((32, 32))
+    >>> subbands = split(plane, ContourletOptions(levels=(2,)))
+    >>> bool(np.allclose(reconstruct(subbands, {}), plane, atol=1e-6))
+    True
+    """
+    names = [array_name(info) for info in subbands.describe()]
+    for name, gain in gains.items():
+        if name not in names:
+            raise ParameterError(f"There is no sub-band {name!r}: use {', '.join(names)}.")
+        if not math.isfinite(gain):
+            raise ParameterError(f"The gain of {name} is {gain}: give a number.")
+    scaled = [array * gains.get(name, 1.0) for name, array in zip(names, subbands.arrays(), strict=True)]
+    return icontourlet(subbands.with_arrays(scaled)).astype(np.float32)
+
+
+def denoised(scan: Scan, options: DenoiseOptions) -> NDArray[Any]:
+    """Return an image without its noise, (H, W) or (H, W, C), in its own type; transparency is left as it is.
+
+    Raises
+    ------
+    ParameterError
+        If the image is not one plane.
+    """
+    single_plane(scan)  # checks it
+    channels = move_axes(scan.data, scan.axes, "tzcyx")[0, 0]  # C H W
+    clean = np.array(channels)
+    opaque = slice(-1 if scan.channels[-1:] == ("alpha",) else None)
+    smooth = denoise(channels[opaque].astype(np.float32), options.noise or None)
+    if channels.dtype.kind in "iu":
+        limits = np.iinfo(channels.dtype)
+        smooth = np.clip(np.rint(smooth), limits.min, limits.max)
+    elif channels.dtype.kind == "b":
+        smooth = smooth > 0.5
+    clean[opaque] = smooth.astype(channels.dtype)
+    return clean[0] if "c" not in scan.axes else np.ascontiguousarray(clean.transpose(1, 2, 0))
 
 
 def single_plane(scan: Scan, *, channel: int | None = None) -> Plane:
@@ -114,10 +204,9 @@ def _lay_over(info: Subband, coefficients: Plane, layout: Layout) -> tuple[dict[
         count = max(1, math.ceil((layout.shape[axis] - translate[axis]) / step))
         coefficients = np.roll(coefficients, turns, axis).take(range(first, first + count), axis)
     shown = coefficients.astype(np.float32)
-    array = "lowpass" if info.name == "lowpass" else f"level{info.level + 1}_band{info.direction or 0}"
-    facts = {key: value for key, value in asdict(info).items() if key in ("name", "direction", "edge_angle")}
+    facts = {key: value for key, value in asdict(info).items() if key in ("name", "direction", "edge_angle", "wedge")}
     return facts | {
-        "array": array,
+        "array": array_name(info),
         "level": info.level + 1,
         "scale": list(info.decimation),
         "translate": translate,

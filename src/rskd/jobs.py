@@ -23,7 +23,9 @@ from rskd.config import (
     Config,
     ContourletOptions,
     DataOptions,
+    DenoiseOptions,
     DistillOptions,
+    FeatureMapOptions,
     RankOptions,
     ScoreOptions,
     SegmentOptions,
@@ -101,40 +103,112 @@ class BatchJob(Segmenting):
     """Other processes that do images at the same time."""
 
 
-class RankJob(Config):
-    """Token importance of a teacher, a student, or both, on one image."""
+class PlaneJob(Config):
+    """What jobs have in common that look at one picture."""
 
-    kind: Literal["rank"] = "rank"
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
+
+
+class PairJob(PlaneJob):
+    """What jobs have in common that look at what networks make of one picture."""
+
     teacher: Path | None = None
     """Weight file of the teacher, or the name of a bundled one."""
     student: Path | None = None
     """Weight file of the student, or the name of a bundled one."""
-    image: Path | None = None
-    """Image file (2-D); left out where an open layer is handed over."""
-    axes: str | None = None
-    """Axes of the image; left out: as the file says, or guessed."""
-    output: Path | None = None
-    """Folder to write maps, table and figure to."""
-    options: RankOptions = RankOptions()
-    """Which importance."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
 
 
-class ContourletJob(Config):
+class RankJob(PairJob):
+    """Token importance of a teacher, a student, or both, on one image."""
+
+    kind: Literal["rank"] = "rank"
+    output: Path | None = None
+    """Folder to write maps, table and figure to."""
+    options: RankOptions = RankOptions()
+    """Which importance."""
+
+
+class SurveyJob(PairJob):
+    """Token importance at every block and head of a teacher, a student, or both."""
+
+    kind: Literal["survey"] = "survey"
+    options: RankOptions = RankOptions()
+    """Which importance."""
+
+
+class AttendJob(PairJob):
+    """What the token at one place attends to, at every block and head."""
+
+    kind: Literal["attend"] = "attend"
+    at: tuple[float, float]
+    """Place in the image: row and column in pixels."""
+
+
+class DeletionJob(PairJob):
+    """Whether a ranking tells the truth: delete its first tokens, and as many random ones."""
+
+    kind: Literal["deletion"] = "deletion"
+    options: RankOptions = RankOptions()
+    """Which importance, where."""
+    random_orders: Annotated[int, Field(ge=1, le=100)] = 8
+    """Random orders to compare with."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the random orders."""
+
+
+class TextureJob(PairJob):
+    """Contourlet sub-bands of a feature map of a teacher, a student, or both."""
+
+    kind: Literal["texture"] = "texture"
+    feature_map: FeatureMapOptions = FeatureMapOptions()
+    """Which map."""
+    options: ContourletOptions = ContourletOptions()
+    """Levels and filters."""
+
+
+class AgreementJob(Config):
+    """How far two maps of token importance agree, handed over as arrays `teacher` and `student`."""
+
+    kind: Literal["agreement"] = "agreement"
+
+
+class ContourletJob(PlaneJob):
     """Contourlet sub-bands of one image."""
 
     kind: Literal["contourlet"] = "contourlet"
-    image: Path | None = None
-    """Image file (2-D); left out where an open layer is handed over."""
-    axes: str | None = None
-    """Axes of the image; left out: as the file says, or guessed."""
     channel: int | None = None
     """Channel to transform, from 0; None = the mean of all."""
     output: Path | None = None
     """Folder to write the sub-bands to."""
     options: ContourletOptions = ContourletOptions()
     """Levels and filters."""
+
+
+class ReconstructJob(PlaneJob):
+    """Put an image together from its contourlet sub-bands, some of them weaker or stronger."""
+
+    kind: Literal["reconstruct"] = "reconstruct"
+    channel: int | None = None
+    """Channel, from 0; None = the mean of all."""
+    gains: dict[str, float] = Field(default_factory=dict)
+    """Factor of every sub-band by the name of its array; one that is not named keeps its strength."""
+    options: ContourletOptions = ContourletOptions()
+    """Levels and filters."""
+
+
+class DenoiseJob(PlaneJob):
+    """Take the noise out of an image, all its channels."""
+
+    kind: Literal["denoise"] = "denoise"
+    output: Path | None = None
+    """File to write the picture to (TIFF)."""
+    options: DenoiseOptions = DenoiseOptions()
+    """How much noise."""
 
 
 class EvaluateJob(Config):
@@ -266,7 +340,14 @@ Job = Annotated[
     | SegmentJob
     | BatchJob
     | RankJob
+    | SurveyJob
+    | AttendJob
+    | AgreementJob
+    | DeletionJob
     | ContourletJob
+    | ReconstructJob
+    | TextureJob
+    | DenoiseJob
     | EvaluateJob
     | ExportJob
     | TrainJob

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rskd.config import RankOptions, SegmentOptions
+from rskd.depth import matching_block
 from rskd.errors import ModelError, ParameterError
 from rskd.events import Message, Progress, Task
 from rskd.importance import (
     TokenImportance,
     agreement,
     align,
+    attention_sites,
+    feature_stages,
     gradient_importance,
     observe_attention,
     observe_features,
     rank_tokens,
 )
+from rskd.importance.features import FEATURE_DEFINITIONS
 from rskd.importance.ranking import top_count
+from rskd.importance.sites import refusal, resolve_blocks
 from rskd.io.files import replacing
 from rskd.jobs import Outcome
 from rskd.models.normalise import normalise
@@ -57,7 +63,7 @@ def rank(
     options
         Definition of importance, block, share of the top.
     output
-        Folder for a map and a table per role, one figure, and the agreement of a pair; None = none.
+        Folder for a map and a table per role, one figure (PNG and SVG), and the agreement of a pair; None = none.
 
     Yields
     ------
@@ -82,8 +88,9 @@ def rank(
     value: dict[str, Any] = {}
     arrays: dict[str, NDArray[Any]] = {}
     seen: dict[str, TokenImportance] = {}
+    blocks = choose_blocks(models, options)
     for done, (role, model) in enumerate(models.items(), 1):
-        block, found = observe(model, scan, options)
+        block, found = observe(model, scan, options.model_copy(update={"block": blocks[role]}))
         seen[role] = found
         value[role] = _facts(model, scan, options, block=block, found=found)
         arrays[f"{role}_importance"] = found.scores[0].reshape(found.grid).float().cpu().numpy()
@@ -103,36 +110,83 @@ def rank(
     return Outcome(value, arrays)
 
 
-def observe(model: Segmenter, scan: Scan, options: RankOptions) -> tuple[int, TokenImportance]:
-    """Return the index of the observed block and the importance (1, N) of its tokens."""
-    image = _prepare(model, scan)
+def choose_blocks(models: Mapping[str, Segmenter], options: RankOptions) -> dict[str, int]:
+    """Return the block to look at by role: of two networks `options.block` is the student's, the teacher's as deep."""
+    if len(models) < 2:
+        return dict.fromkeys(models, options.block)
+    depths = {role: _depth(model, options.definition) for role, model in models.items()}
+    (block,) = resolve_blocks([options.block], depths["student"])
+    return {"student": block, "teacher": matching_block(block, depths["student"], depths["teacher"])}
+
+
+def _depth(model: Segmenter, definition: str) -> int:
+    reads_features = definition in FEATURE_DEFINITIONS or definition == "grad"
+    return len(feature_stages(model) if reads_features else attention_sites(model)) or 1
+
+
+@contextmanager
+def evaluating(model: Segmenter) -> Iterator[None]:
+    """Put a network into evaluation mode inside the ``with`` block."""
     was_training = model.training
     model.eval()
     try:
-        if options.definition == "grad":
-            return _gradient(model, image, options.block)
-        with torch.no_grad(), observe_attention(model, [options.block], definition=options.definition) as observation:
-            model(image)
-        ((block, found),) = observation.items()
+        yield
     finally:
         model.train(was_training)
-    return block, found
 
 
-def _gradient(model: Segmenter, image: Tensor, block: int) -> tuple[int, TokenImportance]:
+def observe(model: Segmenter, scan: Scan, options: RankOptions) -> tuple[int, TokenImportance]:
+    """Return the index of the observed block and the importance (1, N) of its tokens."""
+    ((block, found),) = _observe(model, scan, options.definition, [options.block]).items()
+    head = options.head
+    if head is None:
+        return block, replace(found, scores=found.scores[:, 0])
+    count = found.scores.shape[1] - 1
+    if head >= count:
+        hint = f"the block has heads 0 to {count - 1}" if count else f"{options.definition!r} has no heads"
+        raise ParameterError(f"head={head} of {model.spec.name} does not exist: {hint}.")
+    return block, replace(found, scores=found.scores[:, 1 + head])
+
+
+def observe_all(model: Segmenter, scan: Scan, definition: str) -> dict[int, TokenImportance]:
+    """Return the importance (1, 1 + heads, N) at every block that has one: the mean over the heads, then every head."""
+    if definition in FEATURE_DEFINITIONS or definition in ("grad", "rollout"):
+        return _observe(model, scan, definition, list(range(_depth(model, definition))))
+    blocks = [site.index for site in attention_sites(model) if not refusal(site)]
+    return _observe(model, scan, definition, blocks or None)
+
+
+def _observe(model: Segmenter, scan: Scan, definition: str, blocks: list[int] | None) -> dict[int, TokenImportance]:
+    """Return the importance (1, 1 + heads, N) at these blocks."""
+    image = prepare(model, scan)
+    with evaluating(model):
+        if definition == "grad":
+            return _gradient(model, image, blocks)
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition, heads="all") as observation:
+            model(image)
+            return {block: _with_heads(found) for block, found in observation.items()}
+
+
+def _with_heads(found: TokenImportance) -> TokenImportance:
+    """Return importance with an axis of heads, of length one where there are none."""
+    return found if found.scores.ndim == 3 else replace(found, scores=found.scores[:, None])
+
+
+def _gradient(model: Segmenter, image: Tensor, blocks: list[int] | None) -> dict[int, TokenImportance]:
     """Return the importance for the network's own answer: the cross-entropy against what it finds most likely."""
-    with torch.enable_grad(), observe_features(model, [block]) as observation:
+    with torch.enable_grad(), observe_features(model, blocks) as observation:
         logits = model(image)  # 1 K H W
         if model.spec.overlapping:
             loss = F.binary_cross_entropy_with_logits(logits, (logits >= 0).float())
         else:
             loss = F.cross_entropy(logits, logits.argmax(1))
-        ((index, features),) = observation.items()
-        scores = gradient_importance(features, loss)
-    return index, TokenImportance(scores, features.grid, features.name)
+        return {
+            index: TokenImportance(gradient_importance(features, loss)[:, None], features.grid, features.name)
+            for index, features in observation.items()
+        }
 
 
-def _prepare(model: Segmenter, scan: Scan) -> Tensor:
+def prepare(model: Segmenter, scan: Scan) -> Tensor:
     """Return the image (1, C, H, W), normalised, its sides multiples of the patch."""
     view = View.along("z", scan, model.spec, SegmentOptions())
     if len(view.slices) != 1:
@@ -165,7 +219,7 @@ def _facts(model: Segmenter, scan: Scan, options: RankOptions, *, block: int, fo
 
 
 def _write(folder: Path, scan: Scan, value: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write ``{role}_importance.png``, ``{role}_ranking.csv``, ``ranking.png``, and ``agreement.json`` for a pair."""
+    """Write a map and a table per role, ``ranking.png`` and ``.svg``, and ``agreement.json`` for a pair."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.image import imsave
@@ -187,8 +241,9 @@ def _write(folder: Path, scan: Scan, value: Mapping[str, Any], arrays: Mapping[s
         extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
         axes.imshow(importance, cmap="inferno", alpha=0.6, extent=extent)
         axes.set_title(f"{role.capitalize()}: {value[role]['name']}, block {value[role]['block']}")
-    with replacing(folder / "ranking.png") as partial:
-        figure.savefig(partial, dpi=120)
+    for name in ("ranking.png", "ranking.svg"):
+        with replacing(folder / name) as partial:
+            figure.savefig(partial, dpi=120)
     if "agreement" in value:
         with replacing(folder / "agreement.json") as partial:
             partial.write_text(json.dumps(value["agreement"], indent=1), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,23 +17,31 @@ from rskd.backend import backend_of
 from rskd.config import ComputeOptions
 from rskd.errors import ParameterError
 from rskd.events import Task
-from rskd.io import check_place, guess_axes, ome_zarr, read_scan
+from rskd.io import check_place, guess_axes, ome_zarr, read_scan, write_image
 from rskd.io.files import write_atomically
 from rskd.io.names import companion
 from rskd.jobs import (
+    AgreementJob,
+    AttendJob,
     BatchJob,
     ContourletJob,
+    DeletionJob,
+    DenoiseJob,
     DistillJob,
     EvaluateJob,
     ExportJob,
     InspectJob,
     Job,
     Outcome,
+    PlaneJob,
     PreflightJob,
     RankJob,
+    ReconstructJob,
     ReportJob,
     ResumeJob,
     SegmentJob,
+    SurveyJob,
+    TextureJob,
     TrainJob,
 )
 from rskd.networks import Networks
@@ -92,12 +101,14 @@ class Session:
 
     def __init__(self) -> None:
         self._networks = Networks()
+        self._subbands: tuple[Any, Any] | None = None
 
     def prepare(self) -> None:
         """Import what nearly every job needs; it takes seconds."""
         import rskd.contourlet
         import rskd.importance
-        import rskd.segment  # noqa: F401
+        import rskd.segment
+        import rskd.survey  # noqa: F401
 
     def run(self, job: Job, arrays: Arrays = NOTHING) -> Task[Outcome]:
         """Do one job; see `run`."""
@@ -110,10 +121,14 @@ class Session:
                 from rskd.batch import batch
 
                 return (yield from batch(job, self._networks))
-            case RankJob():
-                return (yield from self._rank(job, arrays))
-            case ContourletJob():
-                return (yield from _contourlet(job, arrays))
+            case RankJob() | SurveyJob() | AttendJob() | DeletionJob() | TextureJob():
+                return (yield from self._look(job, arrays))
+            case AgreementJob():
+                return (yield from _compare(arrays))
+            case ContourletJob() | ReconstructJob():
+                return (yield from self._split(job, arrays))
+            case DenoiseJob():
+                return (yield from _denoise(job, arrays))
             case EvaluateJob():
                 from rskd.evaluate import evaluate
 
@@ -137,6 +152,7 @@ class Session:
         from rskd import train
 
         self._networks.forget()  # a training needs the memory more
+        self._subbands = None
         match job:
             case TrainJob():
                 return (yield from train.train(job))
@@ -178,9 +194,11 @@ class Session:
         found = {"labels": results.labels.data, **{name: map_.data for name, map_ in results.maps.items()}}
         return Outcome(value, {name: data for name, data in found.items() if isinstance(data, np.ndarray)})
 
-    def _rank(self, job: RankJob, arrays: Arrays) -> Task[Outcome]:
+    def _look(self, job: RankJob | SurveyJob | AttendJob | DeletionJob | TextureJob, arrays: Arrays) -> Task[Outcome]:
+        """Look into the networks of a job."""
+        from rskd import rank, survey
+        from rskd.feature_bands import feature_bands
         from rskd.models.exported import refuse_exported
-        from rskd.rank import rank
 
         files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
         for path in files.values():
@@ -188,10 +206,39 @@ class Session:
         models = {role: self._networks.get(path, job.compute) for role, path in files.items()}
         if not models:
             raise ParameterError("There is no network to look into: name a teacher, a student, or both.")
-        return (yield from rank(models, find_image(job, arrays), job.options, output=job.output))
+        scan = find_image(job, arrays)
+        match job:
+            case RankJob():
+                return (yield from rank.rank(models, scan, job.options, output=job.output))
+            case SurveyJob():
+                return (yield from survey.survey(models, scan, job.options))
+            case AttendJob():
+                return (yield from survey.attend(models, scan, job.at))
+            case DeletionJob():
+                count, seed = job.random_orders, job.seed
+                return (yield from survey.check_deletion(models, scan, job.options, random_orders=count, seed=seed))
+            case TextureJob():
+                return (yield from feature_bands(models, scan, job.options, feature_map=job.feature_map))
+
+    def _split(self, job: ContourletJob | ReconstructJob, arrays: Arrays) -> Task[Outcome]:
+        """Split an image into sub-bands, or put it together again; the last sub-bands stay at hand."""
+        from rskd.compute import use_threads
+        from rskd.decompose import decompose, reconstruct, single_plane, split
+
+        use_threads(ComputeOptions())
+        scan = find_image(job, arrays)
+        plane = single_plane(scan, channel=job.channel)
+        key = (job.options, hashlib.blake2b(np.ascontiguousarray(plane).data).digest())
+        if self._subbands is None or self._subbands[0] != key:
+            self._subbands = None  # before there are new ones: they may be large
+            self._subbands = key, split(plane, job.options)
+        subbands = self._subbands[1]
+        if isinstance(job, ReconstructJob):
+            return Outcome({}, {"reconstruction": reconstruct(subbands, job.gains)})
+        return (yield from decompose(scan, job.options, channel=job.channel, output=job.output, subbands=subbands))
 
 
-def find_image(job: SegmentJob | RankJob | ContourletJob, arrays: Arrays) -> Scan:
+def find_image(job: SegmentJob | PlaneJob, arrays: Arrays) -> Scan:
     """Return the image of a job: from its file, or from the array that came with it.
 
     Raises
@@ -252,9 +299,25 @@ def _inspect(job: InspectJob) -> Task[Outcome]:
     return Outcome(value)
 
 
-def _contourlet(job: ContourletJob, arrays: Arrays) -> Task[Outcome]:
+def _compare(arrays: Arrays) -> Task[Outcome]:
+    from rskd.survey import compare
+
+    yield from ()
+    if not {"teacher", "student"} <= arrays.keys():
+        raise ParameterError("Two maps are needed to compare: hand over the arrays 'teacher' and 'student'.")
+    return compare(arrays["teacher"], arrays["student"])
+
+
+def _denoise(job: DenoiseJob, arrays: Arrays) -> Task[Outcome]:
     from rskd.compute import use_threads
-    from rskd.decompose import decompose
+    from rskd.decompose import denoised
 
     use_threads(ComputeOptions())
-    return (yield from decompose(find_image(job, arrays), job.options, channel=job.channel, output=job.output))
+    scan = find_image(job, arrays)
+    picture = denoised(scan, job.options)
+    if job.output is not None:
+        spacing = dict(zip(scan.spatial_axes, scan.spacing, strict=True)) if scan.spacing else None
+        size = None if spacing is None else (spacing["y"], spacing["x"])
+        write_image(job.output, Scan(picture, "yxc"[: picture.ndim], spacing=size, units=scan.units))
+    yield from ()
+    return Outcome({}, {"denoised": picture})

@@ -23,14 +23,14 @@ NEEDS_PAIR = pytest.mark.skipif(len(bundled_models()) < 2, reason="the bundled p
 
 def answers() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return what the engine says to the demo's three jobs."""
-    facts = {"grid": [4, 4], "token": [352.75, 352.75], "block": 3, "definition": "received", "top": 4, "name": "toy"}
-    order = {"teacher_order": np.arange(16), "student_order": np.arange(16)[::-1]}
-    maps = {f"{role}_importance": np.ones((4, 4), np.float32) for role in ("teacher", "student")}
+    block = {"grid": [4, 4], "token": [352.75, 352.75], "block": 0, "heads": 0, "windows": False}
+    facts = {"definition": "received", "name": "toy", "blocks": [block]}
+    maps = {f"{role}_block0": np.ones((1, 4, 4), np.float32) for role in ("teacher", "student")}
     band = {"array": "a", "name": "level 1", "level": 1, "direction": 0, "edge_angle": 45.0, "energy": 1.0}
     band |= {"scale": [2, 2], "translate": [0.5, 0.5]}
     return [
         ({"classes": CLASSES, "seconds": 1.0, "device": "cpu"}, {"labels": np.ones(SHAPE, np.uint8)}),
-        ({"teacher": facts, "student": facts, "agreement": {}}, {**order, **maps}),
+        ({"teacher": facts, "student": facts}, maps),
         ({"bands": [band], "reconstruction_error": 0.0}, {"a": np.ones((706, 706), np.float32)}),
     ]
 
@@ -62,7 +62,7 @@ def test_menu_command_builds_the_scene(qtbot, engine, empty, tmp_path: Path) -> 
         "Edges at 45° (level 1)",
     ]
     jobs = [job for job, _ in engine.made[0].jobs]
-    assert [job.kind for job in jobs] == ["segment", "rank", "contourlet"]
+    assert [job.kind for job in jobs] == ["segment", "survey", "contourlet"]
     assert jobs[2].channel == 1
     docked = [widget for widget in empty.window.dock_widgets.values() if isinstance(widget, DistillWidget)]
     assert len(docked) == 1

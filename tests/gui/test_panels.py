@@ -229,19 +229,21 @@ def test_weight_files_can_be_dropped(engine, open_panel, tmp_path) -> None:
 
 
 def ranking() -> tuple[dict[str, Any], dict[str, Any]]:
-    facts = {"grid": [3, 4], "token": [16.0, 16.0], "block": 3, "definition": "received", "top": 3, "name": "toy"}
-    arrays: dict[str, Any] = {}
-    for role in ("teacher", "student"):
-        arrays[f"{role}_importance"] = np.arange(12, dtype=np.float32).reshape(3, 4)
-        arrays[f"{role}_order"] = np.arange(12)[::-1]
-    return {"teacher": facts, "student": facts, "agreement": {"spearman": 0.25, "overlap": 0.5}}, arrays
+    block = {"block": 0, "heads": 0, "grid": [3, 4], "token": [16.0, 16.0], "windows": False}
+    facts = {"name": "toy", "definition": "received", "blocks": [block]}
+    maps = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    return {"teacher": facts, "student": facts}, {"teacher_block0": maps, "student_block0": maps}
+
+
+AGREED = ({"spearman": 0.25}, {"overlap": np.full(12, 0.5), "ndcg": np.ones(12)})
 
 
 def test_token_ranking_shows_both_networks_and_their_agreement(qtbot, engine, viewer, open_panel, models) -> None:
-    engine.will_return(ranking())
+    engine.will_return(ranking(), AGREED)
     panel = open_panel("Token ranking")
     click(qtbot, panel.button)
     finish(qtbot, panel)
+    qtbot.waitUntil(lambda: bool(panel.agreement.text()) and len(viewer.layers) == 1 + 6, timeout=SOON)
     for role in ("teacher", "student"):
         image = viewer.layers[f"Token importance ({role})"]
         assert isinstance(image, Image)
@@ -267,7 +269,7 @@ def test_token_ranking_of_one_network(qtbot, engine, open_panel, models) -> None
 
 def test_contourlet_of_the_green_channel(qtbot, engine, viewer, open_panel) -> None:
     band = {"array": "level1_band0", "name": "level 1, edges at 45°", "level": 1, "direction": 0, "edge_angle": 45.0}
-    band |= {"scale": [2, 4], "translate": [0.5, 1.5], "energy": 1.0}
+    band |= {"scale": [2, 4], "translate": [0.5, 1.5], "energy": 1.0, "wedge": [112.5, 157.5]}
     engine.will_return(
         ({"bands": [band], "reconstruction_error": 2e-7}, {"level1_band0": np.ones((24, 16), np.float32)})
     )
@@ -279,6 +281,7 @@ def test_contourlet_of_the_green_channel(qtbot, engine, viewer, open_panel) -> N
     finish(qtbot, panel)
     job, arrays = engine.made[0].jobs[0]
     assert (job.channel, job.axes, arrays["image"].shape) == (1, "yxc", (48, 64, 3))
+    qtbot.waitUntil(lambda: "Edges at 45° (level 1)" in viewer.layers)
     np.testing.assert_allclose(viewer.layers["Edges at 45° (level 1)"].scale, (2, 4))
     assert "differ from the image by at most 2e-07" in panel.status.text()
 

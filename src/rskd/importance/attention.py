@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, observe
 from rskd.importance.layout import Grid
 from rskd.importance.watch import Seen, Watch
 
-Heads = Literal["mean", "max", "each"]
+Heads = Literal["mean", "max", "each", "all"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TokenImportance:
     Parameters
     ----------
     scores
-        (B, N) over the patch tokens, row-major, summing to one; (B, h, N) per head.
+        (B, N) over the patch tokens, row-major, summing to one; (B, h, N) per head, (B, 1 + h, N) with their mean.
     grid
         Height and width of the token map.
     name
@@ -124,7 +124,7 @@ def observe_attention(
     definition
         ``"received"``, ``"received_value"``, ``"cls"``, ``"cls_value"``, ``"rollout"``, ``"feature_norm"`` or ``"at"``.
     heads
-        ``"mean"`` or ``"max"`` over the heads, or ``"each"`` head of its own.
+        ``"mean"`` or ``"max"`` over the heads, ``"each"`` head of its own, or ``"all"``: the mean, then each.
 
     Yields
     ------
@@ -173,8 +173,8 @@ def _check(model: nn.Module, definition: str, heads: str) -> None:
     if definition not in DEFINITIONS:
         hint = "`gradient_importance`, which needs a loss" if definition == "grad" else ", ".join(DEFINITIONS)
         raise ParameterError(f"definition={definition!r} cannot be observed in a forward pass: use {hint}.")
-    if heads not in ("mean", "max", "each"):
-        raise ParameterError(f"heads={heads!r} is unknown: use 'mean', 'max' or 'each'.")
+    if heads not in get_args(Heads):
+        raise ParameterError(f"heads={heads!r} is unknown: use 'mean', 'max', 'each' or 'all'.")
     if torch.is_grad_enabled() and any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
         raise ParameterError("gradient checkpointing runs what is observed twice: switch it off for this model.")
     if definition.startswith("cls") and not _sites.has_class_token(model):
@@ -217,6 +217,8 @@ def _importance(seen: Seen, definition: str, heads: Heads) -> TokenImportance:
         scores = scores.mean(1)
     elif heads == "max":
         scores = scores.amax(1)
+    elif heads == "all":
+        scores = torch.cat([scores.mean(1, keepdim=True), scores], 1)
     return TokenImportance(shares(scores), seen.layout.grid, seen.site.name, seen.layout.windows)
 
 

@@ -42,7 +42,7 @@ class Layout:
         """Window of every token (N), ``None`` where there is only one."""
         if self.index is None or len(self.index) == 1:
             return None
-        return torch.div(_place_of_token(self.index), self.index.shape[1], rounding_mode="floor")
+        return torch.div(place_of_token(self.index), self.index.shape[1], rounding_mode="floor")
 
     @property
     def query_weights(self) -> Tensor | None:
@@ -67,10 +67,10 @@ class Layout:
             return columns
         (count, places), heads = self.index.shape, columns.shape[1]
         columns = columns.reshape(-1, count, heads, places).transpose(1, 2)  # B h W M
-        return columns.reshape(-1, heads, count * places)[..., _place_of_token(self.index).to(columns.device)]
+        return columns.reshape(-1, heads, count * places)[..., place_of_token(self.index).to(columns.device)]
 
 
-def _place_of_token(index: Tensor) -> Tensor:
+def place_of_token(index: Tensor) -> Tensor:
     """Return (N), the flat place w·M + m of every token of a window index (windows, places)."""
     flat = index.flatten()
     real = flat >= 0

@@ -207,6 +207,29 @@ def agreement(teacher: Tensor, student: Tensor, *, top: float = 0.25, within: Te
     )
 
 
+def agreement_curves(teacher: Tensor, student: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `Agreement.overlap` and `Agreement.ndcg` for every number of tokens in the top, 1 … N.
+
+    Parameters
+    ----------
+    teacher, student
+        (N) scores on the same grid.
+
+    Examples
+    --------
+    >>> overlap, _ = agreement_curves(torch.tensor([3., 2., 1.]), torch.tensor([2., 3., 1.]))
+    >>> overlap.tolist()
+    [0.0, 1.0, 1.0]
+    """
+    a, b = _tokens(teacher, None), _tokens(student, None)
+    best, chosen = np.argsort(-a, kind="stable"), np.argsort(-b, kind="stable")
+    last = np.maximum(np.argsort(best), np.argsort(chosen))  # a token is in both tops from this place on
+    common = np.bincount(last, minlength=len(a)).cumsum()
+    discount = np.log2(np.arange(len(a)) + 2)
+    ndcg = np.cumsum(a[chosen] / discount) / np.cumsum(a[best] / discount)
+    return common / np.arange(1, len(a) + 1), ndcg
+
+
 def _tokens(scores: Tensor, within: Tensor | None) -> NDArray[np.float64]:
     if scores.ndim != 1:
         raise ParameterError(f"scores of shape {tuple(scores.shape)} are not of one image: give (N), image by image.")

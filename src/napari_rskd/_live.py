@@ -1,0 +1,133 @@
+"""What follows a slider: the latest request wins, and layers change in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_rskd._job import Work
+from napari_rskd._layers import LayerData, add_layer
+from rskd.errors import RskdError
+from rskd.jobs import Outcome
+
+PAUSE = 30
+"""Milliseconds between two layers that are made or removed."""
+PLACE = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels"}
+FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
+"""What of a layer changes with its data; all else is the user's."""
+
+
+class Latest(QObject):
+    """Runs one job at a time in the background; of those asked for meanwhile only the last one follows.
+
+    Parameters
+    ----------
+    parent
+        Widget it lives with.
+    show
+        Takes the outcome.
+    fail
+        Takes the error.
+    """
+
+    def __init__(self, parent: QObject, show: Callable[[Outcome], None], fail: Callable[[RskdError], None]) -> None:
+        super().__init__(parent)
+        self._show, self._fail = show, fail
+        self._running: Work | None = None
+        self._waiting: Work | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way."""
+        return self._running is not None
+
+    def ask(self, work: Work) -> None:
+        """Run this job as soon as the one that runs has ended."""
+        if self._running is not None:
+            self._waiting = work
+            return
+        self._running = work
+        work.returned.connect(self._show)
+        work.failed.connect(self._fail)
+        work.ended.connect(self._next)
+        work.start()
+
+    def _next(self) -> None:
+        work, self._running, self._waiting = self._waiting, None, None
+        if work is not None:
+            self.ask(work)
+
+
+class LiveLayers(QObject):
+    """Layers by key: made once, then changed in place, so that what the user set on them stays.
+
+    They are made and removed one at a time, with a drawing in between: a layer costs napari a good part of the 0.1 s
+    after which people feel a window stall, and two that are removed at once can end it (napari issues 6472, 7345).
+
+    Parameters
+    ----------
+    parent
+        Widget it lives with.
+    viewer
+        Where the layers are.
+    """
+
+    made = Signal()
+    """All layers that were asked for are there."""
+
+    def __init__(self, parent: QObject, viewer: Any) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._layers: dict[str, Any] = {}
+        self._waiting: dict[str, LayerData] = {}
+        self._leaving: list[Any] = []
+        self._timer = QTimer(self, interval=PAUSE)
+        self._timer.timeout.connect(self._change_one)
+
+    def get(self, key: str) -> Any:
+        """Return the layer, None if there is none or it was removed."""
+        layer = self._layers.get(key)
+        return layer if layer is not None and layer in self._viewer.layers else None
+
+    def show(self, key: str, data: LayerData) -> None:
+        """Put data into the layer of this key; it is made soon if there is none."""
+        layer = self.get(key)
+        array, options, _ = data
+        if layer is None or layer.ndim != len(options["scale"]):
+            self._drop(key)
+            self._waiting[key] = data
+            return
+        layer.data = array
+        for name in FOLLOWS.intersection(options):
+            setattr(layer, name, options[name])
+
+    def show_all(self, layers: Mapping[str, LayerData]) -> None:
+        """Show these layers and no other ones."""
+        for key in {*self._layers, *self._waiting}.difference(layers):
+            self._drop(key)
+        for key, data in layers.items():
+            self.show(key, data)
+
+    def layers(self) -> list[Any]:
+        """Return the layers that are there."""
+        return [layer for key in self._layers if (layer := self.get(key)) is not None]
+
+    def _drop(self, key: str) -> None:
+        self._leaving.append(self._layers.pop(key, None))
+        self._waiting.pop(key, None)
+        self._timer.start()
+
+    def _change_one(self) -> None:
+        while self._leaving:
+            layer = self._leaving.pop()
+            if layer is not None and layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+                return
+        if self._waiting:
+            key = next(iter(self._waiting))
+            self._layers[key] = add_layer(self._viewer, self._waiting.pop(key))
+            return
+        self._timer.stop()
+        self.made.emit()
