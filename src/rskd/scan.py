@@ -161,9 +161,7 @@ class Scan:
             )
         data = self.pyramid[level - 1]
         sizes = zip(self.axes, self.data.shape, data.shape, strict=True)
-        places = {
-            axis: (n / less, (n / less - 1) / 2) for axis, n, less in sizes
-        }  # on their middle
+        places = {axis: (n / less, (n / less - 1) / 2) for axis, n, less in sizes}  # on their middle
         places |= self.levels[level - 1] if self.levels else {}
         factors, offsets = np.array([places[axis] for axis in self.spatial_axes]).T
         spacing, affine = self.spacing, self.affine
