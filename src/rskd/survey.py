@@ -15,7 +15,7 @@ from rskd.config import RankOptions
 from rskd.errors import ParameterError
 from rskd.events import Progress, Task
 from rskd.importance import TokenImportance, agreement, align, rank_tokens
-from rskd.importance.deletion import deletion_check
+from rskd.importance.deletion import deletion_check, overlapping_certainty
 from rskd.importance.ranking import agreement_curves
 from rskd.importance.rows import observe_rows
 from rskd.jobs import Outcome
@@ -163,8 +163,10 @@ def check_deletion(
         ranking = rank_tokens(found.scores, found.grid)
         generator = torch.Generator().manual_seed(seed)
         with evaluating(model):
+            image = prepare(model, scan)
+            score = overlapping_certainty(model, image) if model.spec.overlapping else None
             check = yield from deletion_check(
-                model, prepare(model, scan), ranking=ranking, generator=generator, random_orders=random_orders
+                model, image, ranking=ranking, generator=generator, random_orders=random_orders, score=score
             )
         gains = {"deletion_gain": check.deletion_gain.mean, "insertion_gain": check.insertion_gain.mean}
         value[role] = {"name": model.spec.name, **gains}

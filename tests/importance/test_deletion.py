@@ -9,7 +9,7 @@ from torch import Tensor
 from rskd.errors import ParameterError
 from rskd.events import Progress, drain
 from rskd.importance import rank_tokens
-from rskd.importance.deletion import delete_tokens, deletion_check
+from rskd.importance.deletion import delete_tokens, deletion_check, overlapping_certainty
 
 GRID = (4, 4)
 
@@ -92,6 +92,15 @@ def test_segmentation_is_scored_on_its_foreground():
     assert result.deletion[0, 1] == pytest.approx(0.5)  # the mean of the cell is 0.5
     assert np.isnan(result.deletion_gain.low)
     assert result.deletion_gain.verdict == "no better than chance"
+
+
+def test_overlapping_classes_are_scored_where_they_are_found():
+    found = torch.tensor([[[[3.0, -3.0]], [[3.0, -3.0]]], [[[-3.0, -3.0]], [[-3.0, -3.0]]]])  # both in one pixel; none
+    score = overlapping_certainty(lambda _: found, torch.zeros(2, 1, 1, 2))
+    sure = torch.sigmoid(torch.tensor(3.0)).item()
+    assert score(found).tolist() == pytest.approx([sure, sure])
+    gone = torch.tensor([[[[0.0, 7.0]], [[3.0, 7.0]]], [[[0.0, -3.0]], [[-3.0, -3.0]]]])
+    assert score(gone).tolist() == pytest.approx([(0.5 + sure) / 2, (0.5 + 3 * sure) / 4])
 
 
 def test_cells_are_replaced_by_their_mean_at_any_size():

@@ -179,6 +179,39 @@ def _confidence(model: Callable[[Tensor], Tensor], images: Tensor) -> Score:
     return score
 
 
+def overlapping_certainty(model: Callable[[Tensor], Tensor], images: Tensor) -> Score:
+    """Return the score of `deletion_check` for classes that may overlap, each with a logit of its own.
+
+    Parameters
+    ----------
+    model
+        Images (B, C, H, W) → logits (B, K, H, W); a class is there from a logit of 0 on.
+    images
+        (B, C, H, W).
+
+    Returns
+    -------
+    Score
+        Mean probability of the classes where the model finds them on the whole images; of their absence everywhere
+        where it finds none.
+
+    Examples
+    --------
+    >>> score = overlapping_certainty(lambda images: images, torch.tensor([[[[9.0, -9.0]]]]))
+    >>> score(torch.tensor([[[[0.0, 5.0]]]])).tolist()
+    [0.5]
+    """
+    with torch.no_grad():
+        answer = model(images) >= 0  # B K H W
+    counted = torch.where(answer.flatten(1).any(1).view(-1, 1, 1, 1), answer, True)
+
+    def score(logits: Tensor) -> Tensor:
+        certain = torch.where(answer, logits, -logits).sigmoid() * counted
+        return certain.flatten(1).sum(1) / counted.flatten(1).sum(1)
+
+    return score
+
+
 def _curve(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
