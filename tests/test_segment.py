@@ -581,7 +581,7 @@ def test_other_errors_of_the_network_are_its_own() -> None:
 
 def test_a_result_larger_than_the_memory_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rskd.segment.free_memory", lambda device: 10_000)
-    with pytest.raises(ResourceError, match="have it written to an OME-Zarr"):
+    with pytest.raises(ResourceError, match="have the labels written to an OME-Zarr"):
         drain(segment(Blurry(), Scan(noise(200, 200), "yx")))
 
 

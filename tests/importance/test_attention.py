@@ -299,7 +299,7 @@ def test_what_has_no_meaning_names_the_alternative(name, blocks, definition, wor
         ({"blocks": [3]}, "block 3 does not exist, the model has 3: use 0 … 2"),
         ({"definition": "importance"}, "use received, received_value, cls, cls_value, rollout, feature_norm, at"),
         ({"definition": "grad"}, "gradient_importance"),
-        ({"heads": "median"}, "use 'mean', 'max' or 'each'"),
+        ({"heads": "median"}, "use 'mean', 'max', 'each' or 'all'"),
     ],
 )
 def test_impossible_parameters(options, words):
