@@ -86,6 +86,11 @@ class LiveLayers(QObject):
         self._timer = QTimer(self, interval=PAUSE)
         self._timer.timeout.connect(self._change_one)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are layers still to be made or removed."""
+        return bool(self._waiting or self._leaving)
+
     def get(self, key: str) -> Any:
         """Return the layer, None if there is none or it was removed."""
         layer = self._layers.get(key)

@@ -112,13 +112,17 @@ class PlaneJob(Config):
     """Axes of the image; left out: as the file says, or guessed."""
 
 
-class PairJob(PlaneJob):
+class PairJob(Config):
     """What jobs have in common that look at what networks make of one picture."""
 
     teacher: Path | None = None
     """Weight file of the teacher, or the name of a bundled one."""
     student: Path | None = None
     """Weight file of the student, or the name of a bundled one."""
+    image: Path | None = None
+    """Image file (2-D); left out where an open layer is handed over."""
+    axes: str | None = None
+    """Axes of the image; left out: as the file says, or guessed."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
 

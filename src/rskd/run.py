@@ -33,6 +33,7 @@ from rskd.jobs import (
     InspectJob,
     Job,
     Outcome,
+    PairJob,
     PlaneJob,
     PreflightJob,
     RankJob,
@@ -238,7 +239,7 @@ class Session:
         return (yield from decompose(scan, job.options, channel=job.channel, output=job.output, subbands=subbands))
 
 
-def find_image(job: SegmentJob | PlaneJob, arrays: Arrays) -> Scan:
+def find_image(job: SegmentJob | PlaneJob | PairJob, arrays: Arrays) -> Scan:
     """Return the image of a job: from its file, or from the array that came with it.
 
     Raises

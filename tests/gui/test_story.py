@@ -155,6 +155,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
 
     tokens = open_panel("Token ranking")
     run_panel(qtbot, tokens)
+    qtbot.waitUntil(lambda: not tokens._live.busy, timeout=LONG)
     for role in ("teacher", "student"):
         grid = viewer.layers[f"Token importance ({role})"]
         assert grid.data.sum() == pytest.approx(1, abs=1e-3)
