@@ -165,6 +165,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
     contourlet = open_panel("Contourlet")
     before = len(viewer.layers)
     run_panel(qtbot, contourlet)
+    qtbot.waitUntil(lambda: not contourlet._subbands.busy, timeout=LONG)
     bands = viewer.layers[before:]
     assert len(bands) == 8 + 8 + 4 + 1
     assert all(isinstance(band, Image) and not band.rgb for band in bands)
