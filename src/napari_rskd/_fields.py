@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from napari_rskd._form import guard_wheel
-from napari_rskd._session import Model
+from napari_rskd._session import ROLES, Model, Session, follow_session
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth", ".pt2")
 WEIGHT_FILES = f"Model weights ({' '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)});;All files (*)"
@@ -192,3 +192,42 @@ class FolderField(QWidget):
         folder = QFileDialog.getExistingDirectory(self, self._question, self.line.text())
         if folder:
             self.set_path(Path(folder))
+
+
+class NetworkBoxes(QWidget):
+    """Which of the loaded networks to look into; follows the session.
+
+    Parameters
+    ----------
+    session
+        Whose networks.
+    """
+
+    changed = Signal()
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self.boxes = {role: QCheckBox(checked=True, objectName=role) for role in ROLES}
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        for box in self.boxes.values():
+            column.addWidget(box)
+            box.toggled.connect(lambda _: self.changed.emit())
+        follow_session(self, session, self._offer)
+
+    def loaded(self) -> dict[str, Model]:
+        """Return the networks that there are, by role, the teacher first."""
+        models = {role: getattr(self._session, role) for role in ROLES}
+        return {role: model for role, model in models.items() if model is not None}
+
+    def chosen(self) -> dict[str, Model]:
+        """Return those that are ticked."""
+        return {role: model for role, model in self.loaded().items() if self.boxes[role].isChecked()}
+
+    def _offer(self) -> None:
+        loaded = self.loaded()
+        for role, box in self.boxes.items():
+            box.setEnabled(role in loaded)
+            box.setText(f"{role.capitalize()}: {loaded[role].name if role in loaded else 'none loaded'}")
+        self.changed.emit()

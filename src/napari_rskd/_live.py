@@ -12,7 +12,7 @@ from napari_rskd._layers import LayerData, add_layer
 from rskd.errors import RskdError
 from rskd.jobs import Outcome
 
-PAUSE = 30
+PAUSE = 50
 """Milliseconds between two layers that are made or removed."""
 PLACE = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels"}
 FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
@@ -64,7 +64,8 @@ class LiveLayers(QObject):
     """Layers by key: made once, then changed in place, so that what the user set on them stays.
 
     They are made and removed one at a time, with a drawing in between: a layer costs napari a good part of the 0.1 s
-    after which people feel a window stall, and two that are removed at once can end it (napari issues 6472, 7345).
+    after which people feel a window stall; and where two are removed and one is added without a drawing in between, the
+    OpenGL of some systems ends napari (0.9.2; napari issues 6472 and 7345).
 
     Parameters
     ----------
@@ -88,8 +89,8 @@ class LiveLayers(QObject):
 
     @property
     def busy(self) -> bool:
-        """Whether there are layers still to be made or removed."""
-        return bool(self._waiting or self._leaving)
+        """Whether there are layers still to be made or removed, or the last one still to be drawn."""
+        return bool(self._timer.isActive())
 
     def get(self, key: str) -> Any:
         """Return the layer, None if there is none or it was removed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -57,6 +58,7 @@ class Panel(QWidget):
         super().__init__()
         self.viewer = viewer
         self.work: Work | None = None
+        self._shows: Callable[[Outcome], None] = self.show_result
         self._verb = verb
         self._told = 0.0
         self.button = QPushButton(verb, objectName="primary")
@@ -141,12 +143,14 @@ class Panel(QWidget):
             return
         self.begin(work)
 
-    def begin(self, work: Work) -> None:
-        """Start a job."""
+    def begin(self, work: Work, show: Callable[[Outcome], None] | None = None) -> None:
+        """Start a job; `show` takes what it returns, `show_result` if there is none."""
         if not self.private_engine:
             self.destroyed.connect(work.cancel)
         self.attach(work)
+        self._shows = show or self.show_result
         work.start()
+        self.refresh()
 
     def attach(self, work: Work) -> None:
         """Show a job that is about to start or already on its way."""
@@ -169,7 +173,7 @@ class Panel(QWidget):
     def _returned(self, outcome: Outcome) -> None:
         self.say("")
         try:
-            self.show_result(outcome)
+            self._shows(outcome)
         except RskdError as error:
             self.show_error(error)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from napari_rskd._job import Work
 
 
+ROLES = ("teacher", "student")
+
+
 @dataclass(frozen=True)
 class Model:
     """A network that can be chosen.
@@ -63,7 +66,7 @@ class Session:
         """Put a model into the library, or what is new about it; returns it."""
         others = tuple(known for known in self.library if known.source != model.source)
         self.library = (*others, model)
-        for role in ("teacher", "student"):
+        for role in ROLES:
             current = getattr(self, role)
             if current is not None and current.source == model.source:
                 setattr(self, role, model)
@@ -78,7 +81,7 @@ def session_of(viewer: Any) -> Session:
     viewer = getattr(viewer, "__wrapped__", viewer)
     if viewer not in _SESSIONS:
         library = bundled_models()
-        teacher, student = (next((m for m in library if role in m.path.stem), None) for role in ("teacher", "student"))
+        teacher, student = (next((m for m in library if role in m.path.stem), None) for role in ROLES)
         _SESSIONS[viewer] = Session(teacher=teacher, student=student, library=library)
     return _SESSIONS[viewer]
 

@@ -15,10 +15,9 @@ from napari_rskd._layers import (
     kept_layer,
     rank_order,
 )
+from napari_rskd._session import ROLES
 from rskd.depth import matching_block
 from rskd.jobs import Outcome
-
-ROLES = ("teacher", "student")
 
 
 @dataclass(frozen=True)

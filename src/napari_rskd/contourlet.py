@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from napari.layers import Image
-from qtpy.QtWidgets import QCheckBox, QFormLayout, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFormLayout, QPushButton, QVBoxLayout, QWidget
 
 from napari_rskd._bands import BandGains
-from napari_rskd._fields import LayerBox, NarrowBox
+from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import Source, add_layer, feature_band_layers, made_by, subband_layers, visible_slice
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._panel import Panel, text
 from napari_rskd._rose import Rose, directional_energies, rose_words
-from napari_rskd._session import Model, follow_session, session_of
+from napari_rskd._session import session_of
 from napari_rskd._settings import compute_options
 from rskd.config import ContourletOptions, DenoiseOptions, FeatureMapOptions
 from rskd.jobs import ContourletJob, DenoiseJob, Outcome, ReconstructJob, TextureJob
@@ -31,7 +31,7 @@ class ContourletWidget(Panel):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, verb="Split into sub-bands")
-        self.session = session_of(napari_viewer)
+        self.networks = NetworkBoxes(session_of(napari_viewer))
         self.image = LayerBox(napari_viewer, Image)
         self.channel = NarrowBox()
         self.channel.setToolTip("Which colour to split; vessels and red lesions show best in green.")
@@ -40,7 +40,6 @@ class ContourletWidget(Panel):
         self.gains = BandGains()
         self._source: Source | None = None
         self._asked: Mapping[str, Any] | None = None
-        self._shows: Callable[[Outcome], None] = self._show_bands
         self._subbands, self._textures, self._rebuilt = (LiveLayers(self, napari_viewer) for _ in range(3))
         self._subbands.made.connect(self._arrange)
         self._rebuilding = Latest(self, self._show_reconstruction, self.show_error)
@@ -56,8 +55,8 @@ class ContourletWidget(Panel):
         self._add_denoising()
         self.gains.changed.connect(self._rebuild)
         self.image.changed.connect(self._offer_channels)
+        self.networks.changed.connect(self.refresh)
         self._offer_channels()
-        follow_session(self, self.session, self._offer_networks)
 
     def _add_arrangement(self) -> None:
         self.arrangement.addItems([OVER, GRID])
@@ -71,16 +70,13 @@ class ContourletWidget(Panel):
         """Sub-bands of the networks' own maps."""
         content = QWidget()
         column = QVBoxLayout(content)
-        self.roles = {role: QCheckBox(checked=True, objectName=role) for role in ("teacher", "student")}
         self.feature_map: Form[FeatureMapOptions] = Form(FeatureMapOptions())
         self.split_map = QPushButton("Split the networks' maps")
         self.split_map.setToolTip("Show the sub-bands of what teacher and student compute from the image.")
         self.energies = text(name="energies")
-        for widget in (*self.roles.values(), self.feature_map, self.split_map, self.energies):
+        for widget in (self.networks, self.feature_map, self.split_map, self.energies):
             column.addWidget(widget)
-        self.split_map.clicked.connect(lambda: self._begin_other(self._texture_work, self._show_textures))
-        for box in self.roles.values():
-            box.toggled.connect(self.refresh)
+        self.split_map.clicked.connect(self._split_maps)
         self.column.addWidget(Section("Feature maps of teacher and student", content))
 
     def _add_denoising(self) -> None:
@@ -88,7 +84,7 @@ class ContourletWidget(Panel):
         column = QVBoxLayout(content)
         self.noise: Form[DenoiseOptions] = Form(DenoiseOptions())
         self.denoise = QPushButton("Denoise", toolTip="Add a layer with the visible picture without its noise.")
-        self.denoise.clicked.connect(lambda: self._begin_other(self._denoise_work, self._show_denoised))
+        self.denoise.clicked.connect(self._denoise)
         column.addWidget(self.noise)
         column.addWidget(self.denoise)
         self.column.addWidget(Section("Denoise", content))
@@ -106,18 +102,6 @@ class ContourletWidget(Panel):
         self.channel.setEnabled(colors > 0)
         self.refresh()
 
-    def _offer_networks(self) -> None:
-        for role, box in self.roles.items():
-            model: Model | None = getattr(self.session, role)
-            box.setEnabled(model is not None)
-            box.setText(f"{role.capitalize()}: {model.name if model else 'none loaded'}")
-        self.refresh()
-
-    def chosen(self) -> dict[str, Model]:
-        """Return the networks to look into, by role."""
-        models = {role: getattr(self.session, role) for role in self.roles}
-        return {role: model for role, model in models.items() if model is not None and self.roles[role].isChecked()}
-
     def reason(self) -> str:
         """Return why it cannot start."""
         if self.image.layer() is None:
@@ -129,7 +113,7 @@ class ContourletWidget(Panel):
         super().refresh()
         free = self.work is None and not self.reason()
         self.denoise.setEnabled(free)
-        self.split_map.setEnabled(free and bool(self.chosen()))
+        self.split_map.setEnabled(free and bool(self.networks.chosen()))
 
     # ------------------------------------------------------------------------------------------------ what is started
 
@@ -139,43 +123,35 @@ class ContourletWidget(Panel):
         plane, axes, self._source = visible_slice(layer, self.viewer.dims.point)
         options, channel = self.options.value(), self.channel.currentData()
         self._asked = {"plane": plane, "axes": axes, "channel": channel, "options": options}
-        self._shows = self._show_bands
         return contourlet_work(plane, axes, channel=channel, options=options, name=layer.name)
 
-    def _begin_other(self, prepare: Callable[[], Work], show: Callable[[Outcome], None]) -> None:
-        self._show(self.error_label, "")
-        self._shows = show
-        self.begin(prepare())
-        self.denoise.setEnabled(False)
-        self.split_map.setEnabled(False)
-
-    def _denoise_work(self) -> Work:
+    def _denoise(self) -> None:
         layer = self.image.layer()
-        plane, axes, self._picture = visible_slice(layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(layer, self.viewer.dims.point)
         job = DenoiseJob(axes=axes, options=self.noise.value())
-        return Work(lambda: (job, {"image": plane}), title=f"Denoising {layer.name}")
+        self._begin(Work(lambda: (job, {"image": plane}), title=f"Denoising {layer.name}"), self._show_denoised, source)
 
-    def _texture_work(self) -> Work:
+    def _split_maps(self) -> None:
         layer = self.image.layer()
-        plane, axes, self._picture = visible_slice(layer, self.viewer.dims.point)
-        paths = {role: model.path for role, model in self.chosen().items()}
+        plane, axes, source = visible_slice(layer, self.viewer.dims.point)
         job = TextureJob(
             axes=axes,
             feature_map=self.feature_map.value(),
             options=self.options.value(),
             compute=compute_options(),
-            **paths,
+            **{role: model.path for role, model in self.networks.chosen().items()},
         )
-        return Work(lambda: (job, {"image": plane}), title=f"Splitting the networks' maps of {layer.name}")
+        work = Work(lambda: (job, {"image": plane}), title=f"Splitting the networks' maps of {layer.name}")
+        self._begin(work, self._show_textures, source)
+
+    def _begin(self, work: Work, show: Callable[[Outcome, Source], None], source: Source) -> None:
+        self._show(self.error_label, "")
+        self.begin(work, lambda outcome: show(outcome, source))
 
     # ------------------------------------------------------------------------------------------------- what is shown
 
     def show_result(self, outcome: Outcome) -> None:
-        """Show what the job returned."""
-        self._shows(outcome)
-
-    def _show_bands(self, outcome: Outcome) -> None:
-        """Add the sub-bands and say how exactly they make up the picture."""
+        """Show the sub-bands and say how exactly they make up the picture."""
         if self._source is None:
             return
         bands = outcome.value["bands"]
@@ -207,16 +183,14 @@ class ContourletWidget(Panel):
         options = {"name": RECONSTRUCTION, "rgb": False, "metadata": made_by({}), **self._source.place()}
         self._rebuilt.show(RECONSTRUCTION, (picture, options, "image"))
 
-    def _show_denoised(self, outcome: Outcome) -> None:
-        picture = self._picture.embed(outcome.arrays["denoised"])
-        layer = self.image.layer()
-        name = f"{self._picture.name} (denoised)"
-        options = {"name": name, "rgb": bool(layer is not None and layer.rgb), "metadata": made_by({})}
-        add_layer(self.viewer, (picture, options | self._picture.place(), "image"))
+    def _show_denoised(self, outcome: Outcome, source: Source) -> None:
+        picture, name = outcome.arrays["denoised"], f"{source.name} (denoised)"
+        options = {"name": name, "rgb": picture.ndim == 3, "metadata": made_by({}), **source.place()}
+        add_layer(self.viewer, (source.embed(picture), options, "image"))
         self.say(f"Added the layer “{name}”.")
 
-    def _show_textures(self, outcome: Outcome) -> None:
-        layers = feature_band_layers(outcome.value, outcome.arrays, self._picture)
+    def _show_textures(self, outcome: Outcome, source: Source) -> None:
+        layers = feature_band_layers(outcome.value, outcome.arrays, source)
         self._textures.show_all({data[1]["name"]: data for data in layers})
         self.rose.show_energies({role: directional_energies(facts["bands"]) for role, facts in outcome.value.items()})
         self.energies.setText(energy_words(outcome.value))

@@ -12,15 +12,15 @@ from napari.layers import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QLabel, QPushButton, QSlider
 
-from napari_rskd._fields import LayerBox, NarrowBox
+from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
 from napari_rskd._form import Form, guard_wheel
 from napari_rskd._job import Work
 from napari_rskd._layers import Array, LayerData, Source, visible_slice
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._panel import Panel, text
-from napari_rskd._session import Model, follow_session, session_of
+from napari_rskd._session import ROLES, session_of
 from napari_rskd._settings import compute_options
-from napari_rskd._survey import ROLES, Shown, Survey
+from napari_rskd._survey import Shown, Survey
 from rskd.config import RankOptions
 from rskd.jobs import AgreementJob, AttendJob, DeletionJob, Outcome, RankJob, SurveyJob
 
@@ -48,30 +48,27 @@ class TokensWidget(Panel):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, verb="Rank tokens")
-        self.session = session_of(napari_viewer)
         self.image = LayerBox(napari_viewer, Image)
-        self.roles = {role: QCheckBox(checked=True, objectName=role) for role in ROLES}
+        self.networks = NetworkBoxes(session_of(napari_viewer))
         self.options: Form[RankOptions] = Form(RankOptions(), omit=("block", "head", "keep_ratio"))
         self.agreement = text(name="agreement")
         self._asked: _Asked | None = None
         self._survey: Survey | None = None
         self._rows: Survey | None = None
         self._agreed: Outcome | None = None
-        self._deleting = False
         self._live = LiveLayers(self, napari_viewer)
         self._comparing = Latest(self, self._show_agreement, self.show_error)
         self._attending = Latest(self, self._show_rows, self.show_error)
         self.options.put_above(image=self.image)
         self.column.addWidget(self.options)
-        for box in self.roles.values():
-            self.column.addWidget(box)
-            box.toggled.connect(self.refresh)
+        self.column.addWidget(self.networks)
         self._add_sliders()
         self._add_buttons()
         self.column.addWidget(self.agreement)
         self.image.changed.connect(self.refresh)
-        follow_session(self, self.session, self._offer)
+        self.networks.changed.connect(self.refresh)
         self._follow_clicks()
+        self.refresh()
 
     def _add_sliders(self) -> None:
         options = RankOptions.model_fields
@@ -128,25 +125,13 @@ class TokensWidget(Panel):
         callbacks.append(on_press)
         self.destroyed.connect(lambda: callbacks.remove(on_press) if on_press in callbacks else None)
 
-    def _offer(self) -> None:
-        for role, box in self.roles.items():
-            model: Model | None = getattr(self.session, role)
-            box.setEnabled(model is not None)
-            box.setText(f"{role.capitalize()}: {model.name if model else 'none loaded'}")
-        self.refresh()
-
-    def chosen(self) -> dict[str, Model]:
-        """Return the networks to look into, by role."""
-        models = {role: getattr(self.session, role) for role in ROLES}
-        return {role: model for role, model in models.items() if model is not None and self.roles[role].isChecked()}
-
     def reason(self) -> str:
         """Return why it cannot start."""
         if self.image.layer() is None:
             return "Open an image first: File › Open, or File › Open Sample › RSKD."
-        if not any(getattr(self.session, role) for role in ROLES):
+        if not self.networks.loaded():
             return "Load a teacher or a student first, in the Models panel."
-        if not self.chosen():
+        if not self.networks.chosen():
             return "Tick the teacher, the student, or both."
         return ""
 
@@ -165,7 +150,7 @@ class TokensWidget(Panel):
         """Rank the tokens of what is in view, at every block and head."""
         layer = self.image.layer()
         plane, axes, source = visible_slice(layer, self.viewer.dims.point)
-        paths = {role: model.path for role, model in self.chosen().items()}
+        paths = {role: model.path for role, model in self.networks.chosen().items()}
         self._forget()
         self._asked = _Asked(plane, source, {"axes": axes, "compute": compute_options(), **paths})
         return self._work(SurveyJob, f"Ranking the tokens of {layer.name}", options=self.options.value())
@@ -190,9 +175,8 @@ class TokensWidget(Panel):
         return self.options.value().model_copy(update=chosen)
 
     def _check(self) -> None:
-        self._deleting = True
-        self.begin(self._work(DeletionJob, "Deleting tokens", options=self._ranking()))
-        self.deletion.setEnabled(False)
+        work = self._work(DeletionJob, "Deleting tokens", options=self._ranking())
+        self.begin(work, lambda outcome: self.say(deletion_words(outcome.value)))
 
     def _export(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Folder for figure and tables")
@@ -223,18 +207,11 @@ class TokensWidget(Panel):
     # ------------------------------------------------------------------------------------------------- what is shown
 
     def show_result(self, outcome: Outcome) -> None:
-        """Show the maps, or the words of the deletion check."""
-        if self._deleting:
-            self.say(deletion_words(outcome.value))
-            return
+        """Show the maps of the last block."""
         self._survey = Survey(outcome)
         self.block.setRange(0, self._survey.depth - 1)
         self.block.setValue(self._survey.depth - 1)
         self._show_block()
-
-    def _ended(self) -> None:
-        self._deleting = False
-        super()._ended()
 
     def _shown(self) -> Shown:
         return Shown(self.block.value(), self.head.currentData(), self.keep.value() / 100)

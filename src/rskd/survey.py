@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -51,14 +51,9 @@ def survey(models: Mapping[str, Segmenter], scan: Scan, options: RankOptions) ->
         list of ``block``, ``heads``, ``grid``, ``token`` (pixels of the image per token along y and x) and ``windows``
         (whether tokens meet inside windows only).
     """
-    value: dict[str, Any] = {}
-    arrays: Arrays = {}
-    for done, (role, model) in enumerate(models.items(), 1):
-        seen = observe_all(model, scan, options.definition)
-        value[role] = {"name": model.spec.name, "definition": options.definition, "blocks": _facts(seen, scan)}
-        arrays |= _maps(role, seen)
-        yield Progress(done, len(models), "networks")
-    return Outcome(value, arrays)
+    found = yield from _every_block(models, scan, lambda model: observe_all(model, scan, options.definition))
+    value = {role: {**facts, "definition": options.definition} for role, facts in found.value.items()}
+    return replace(found, value=value)
 
 
 def attend(models: Mapping[str, Segmenter], scan: Scan, at: tuple[float, float]) -> Task[Outcome]:
@@ -87,17 +82,15 @@ def attend(models: Mapping[str, Segmenter], scan: Scan, at: tuple[float, float])
     shares = ((at[0] + 0.5) / sizes["y"], (at[1] + 0.5) / sizes["x"])
     if not all(0 <= share < 1 for share in shares):
         raise ParameterError(f"({at[0]:g}, {at[1]:g}) is outside of the image of {sizes['y']} x {sizes['x']} pixels.")
-    value: dict[str, Any] = {}
-    arrays: Arrays = {}
-    for done, (role, model) in enumerate(models.items(), 1):
+
+    def rows(model: Segmenter) -> Mapping[int, TokenImportance]:
         image = prepare(model, scan)
         size = (image.shape[-2], image.shape[-1])
-        with evaluating(model), torch.no_grad(), observe_rows(model, shares, image=size) as rows:
+        with evaluating(model), torch.no_grad(), observe_rows(model, shares, image=size) as found:
             model(image)
-        value[role] = {"name": model.spec.name, "blocks": _facts(rows, scan)}
-        arrays |= _maps(role, rows)
-        yield Progress(done, len(models), "networks")
-    return Outcome(value, arrays)
+        return found
+
+    return (yield from _every_block(models, scan, rows))
 
 
 def compare(teacher: NDArray[Any], student: NDArray[Any]) -> Outcome:
@@ -176,6 +169,22 @@ def check_deletion(
     return Outcome(value, arrays)
 
 
+def _every_block(
+    models: Mapping[str, Segmenter], scan: Scan, look: Callable[[Segmenter], Mapping[int, TokenImportance]]
+) -> Task[Outcome]:
+    """Return what `look` finds in each network, (1, 1 + heads, N) by block, as maps with facts about them."""
+    value: dict[str, Any] = {}
+    arrays: Arrays = {}
+    for done, (role, model) in enumerate(models.items(), 1):
+        seen = look(model)
+        value[role] = {"name": model.spec.name, "blocks": _facts(seen, scan)}
+        for block, found in seen.items():
+            maps = found.scores[0].reshape(-1, *found.grid)  # 1 + h, rows, columns
+            arrays[f"{role}_block{block}"] = maps.float().cpu().numpy()
+        yield Progress(done, len(models), "networks")
+    return Outcome(value, arrays)
+
+
 def _facts(seen: Mapping[int, TokenImportance], scan: Scan) -> list[dict[str, Any]]:
     sizes = dict(zip(scan.axes, scan.data.shape, strict=True))
     return [
@@ -188,16 +197,6 @@ def _facts(seen: Mapping[int, TokenImportance], scan: Scan) -> list[dict[str, An
         }
         for block, found in sorted(seen.items())
     ]
-
-
-def _maps(role: str, seen: Mapping[int, TokenImportance]) -> Arrays:
-    return dict(_named_maps(role, seen))
-
-
-def _named_maps(role: str, seen: Mapping[int, TokenImportance]) -> Iterator[tuple[str, NDArray[Any]]]:
-    for block, found in seen.items():
-        maps = found.scores[0].reshape(-1, *found.grid)  # 1 + h, rows, columns
-        yield f"{role}_block{block}", maps.float().cpu().numpy()
 
 
 def _grid(scores: Tensor) -> tuple[int, int]:

@@ -1,0 +1,153 @@
+"""What follows a slider, a click and the eye: the latest request, layers in place, the rose of edges."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.utils.interactions import mouse_move_callbacks, mouse_press_callbacks, mouse_release_callbacks
+from qtpy.QtWidgets import QWidget
+
+from napari_rskd import _theme
+from napari_rskd._job import Work
+from napari_rskd._layers import Source
+from napari_rskd._live import Latest, LiveLayers
+from napari_rskd._rose import Rose
+from napari_rskd._survey import Shown, Survey
+from rskd.errors import DataError
+from rskd.jobs import AgreementJob, Outcome
+
+SOON = 60_000  # milliseconds
+
+
+def asked(number: int) -> Work:
+    return Work(lambda: (AgreementJob(), {"number": np.array(number)}))
+
+
+def test_only_the_latest_request_follows(qtbot, engine) -> None:
+    go = threading.Event()
+
+    def script(job: Any, arrays: Any) -> Any:
+        yield None
+        go.wait()
+        return Outcome({"number": int(arrays["number"])})
+
+    engine.will(script)
+    parent = QWidget()
+    qtbot.addWidget(parent)
+    shown: list[int] = []
+    latest = Latest(parent, lambda outcome: shown.append(outcome.value["number"]), pytest.fail)
+    for number in range(4):
+        latest.ask(asked(number))
+    assert latest.busy
+    go.set()
+    qtbot.waitUntil(lambda: not latest.busy, timeout=SOON)
+    assert shown == [0, 3]
+
+
+def test_a_failed_request_does_not_hold_up_the_next(qtbot, engine) -> None:
+    engine.will_raise(DataError("too small"))
+    parent = QWidget()
+    qtbot.addWidget(parent)
+    failed: list[str] = []
+    latest = Latest(parent, pytest.fail, lambda error: failed.append(str(error)))
+    latest.ask(asked(0))
+    latest.ask(asked(1))
+    qtbot.waitUntil(lambda: not latest.busy, timeout=SOON)
+    assert failed == ["too small"] * 2
+
+
+def test_layers_change_in_place_come_back_and_go(qtbot, viewer) -> None:
+    parent = QWidget()
+    qtbot.addWidget(parent)
+    live = LiveLayers(parent, viewer)
+    source = Source.of(viewer.layers["picture"])
+
+    def data(value: float) -> Any:
+        return np.full((4, 4), value), {"name": f"is {value}", **source.place()}, "image"
+
+    live.show_all({"a": data(1), "b": data(2), "c": data(3)})
+    qtbot.waitUntil(lambda: not live.busy)
+    assert [layer.name for layer in live.layers()] == ["is 1", "is 2", "is 3"]
+    kept = live.get("a")
+    kept.colormap = "red"
+    live.show_all({"a": data(5)})
+    qtbot.waitUntil(lambda: not live.busy)
+    assert (kept.name, kept.data.max(), kept.colormap.name) == ("is 5", 5, "red")
+    assert [layer.name for layer in viewer.layers] == ["picture", "is 5"]
+    viewer.layers.remove(kept)  # the user does not want it
+    live.show("a", data(6))
+    qtbot.waitUntil(lambda: not live.busy)
+    assert viewer.layers["is 6"] is not kept
+
+
+def survey(teacher: int, student: int) -> Survey:
+    """Networks with so many blocks, the maps of which say which block they are of."""
+    value, arrays = {}, {}
+    for role, depth in (("teacher", teacher), ("student", student)):
+        blocks = [{"block": n, "heads": 2, "grid": [1, 2], "token": [8, 8], "windows": False} for n in range(depth)]
+        value[role] = {"name": role, "definition": "received", "blocks": blocks}
+        arrays |= {f"{role}_block{n}": np.full((3, 1, 2), n) + np.arange(3)[:, None, None] / 10 for n in range(depth)}
+    return Survey(Outcome(value, arrays))
+
+
+def test_the_teacher_is_shown_as_deep_as_the_student() -> None:
+    found = survey(12, 3)
+    assert (found.roles, found.depth, found.heads(0)) == (("teacher", "student"), 3, 2)
+    maps = [(found.map("teacher", Shown(n)).max(), found.map("student", Shown(n)).max()) for n in range(3)]
+    assert maps == [(3, 0), (7, 1), (11, 2)]
+    assert found.map("student", Shown(1, head=1)).max() == pytest.approx(1.2)
+    assert survey(12, 6).as_deep_as(found, Shown(2)).block == 5
+
+
+def click_at(viewer: Any, position: Any, *, drag: bool = False) -> None:
+    """Press and release a mouse button over the canvas, as napari hears it from its own."""
+    event = SimpleNamespace(type="mouse_press", position=position, pos=(0, 0), modifiers=(), handled=False)
+    mouse_press_callbacks(viewer, event)
+    if drag:
+        event.type, event.is_dragging = "mouse_move", True
+        mouse_move_callbacks(viewer, event)
+    event.type = "mouse_release"
+    mouse_release_callbacks(viewer, event)
+
+
+def test_a_click_asks_about_the_token_under_it_and_a_drag_does_not(qtbot, engine, viewer, open_panel) -> None:
+    found = survey(1, 1)
+    (facts,) = found.outcome.value["student"]["blocks"]
+    facts |= {"grid": [3, 4], "token": [16.0, 16.0]}
+    found.outcome.value["teacher"]["blocks"][0].update(facts)
+    maps = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    arrays = {"teacher_block0": maps, "student_block0": maps}
+    agreed = ({}, {"overlap": np.ones(12), "ndcg": np.ones(12)})
+    engine.will_return((found.outcome.value, arrays), agreed, (found.outcome.value, arrays))
+    panel = open_panel("Token ranking")
+    panel.button.click()
+    qtbot.waitUntil(lambda: panel.work is None and not panel._live.busy and bool(panel.agreement.text()), timeout=SOON)
+    place = viewer.layers["picture"].data_to_world((20, 50))
+    click_at(viewer, place, drag=True)
+    click_at(viewer, viewer.layers["picture"].data_to_world((20, 500)))  # beside the picture
+    assert [job.kind for job, _ in engine.made[0].jobs] == ["survey", "agreement"]
+    click_at(viewer, place)
+    qtbot.waitUntil(lambda: "Attention of one token (student)" in viewer.layers, timeout=SOON)
+    assert engine.made[0].jobs[-1][0].at == pytest.approx((20, 50))
+
+
+def test_the_rose_points_where_the_edges_run(qtbot, viewer) -> None:
+    rose = Rose(viewer)
+    qtbot.addWidget(rose)
+    rose.resize(200, rose.height())
+    rose.show_energies({"": [(80, 100, 0.9), (-10, 10, 0.1)]})  # nearly all of them upright
+    rose.show()
+    picture, wedge = rose.grab().toImage(), _theme.color(viewer, "current")
+    inside = [
+        (y, x)
+        for y in range(picture.height())
+        for x in range(picture.width())
+        if picture.pixelColor(x, y).name() == wedge
+    ]
+    height, width = np.ptp(np.array(inside), axis=0)
+    assert height > 4 * width
+    assert rose.accessibleDescription() == "90° 90 %, 0° 10 %"
+    rose.show_energies({"": []})
+    assert not rose.isVisible()
