@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from napari.layers import Image, Layer
 
-from napari_rskd._layers import (
-    Source,
-    axes_of,
-    class_colors,
-    importance_layers,
-    segmentation_layers,
-    subband_layers,
-    visible_slice,
-)
+from napari_rskd._layers import class_colors, importance_layers, segmentation_layers, subband_layers
+from napari_rskd._source import Source, axes_of, visible_slice
 from rskd.errors import ParameterError
 
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]

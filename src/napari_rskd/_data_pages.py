@@ -14,8 +14,8 @@ from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QVBoxLayout, QWi
 
 from napari_rskd._data import PHANTOMS, LayerPair, scan_of, write_examples, write_pairs
 from napari_rskd._fields import FolderField, NarrowBox, watch_layers
-from napari_rskd._layers import axes_of, is_result, whole
 from napari_rskd._panel import text
+from napari_rskd._source import axes_of, is_result, whole
 from rskd.config import DataOptions
 
 Collect = Callable[[Path], DataOptions]

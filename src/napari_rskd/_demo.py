@@ -12,10 +12,11 @@ from napari.viewer import Viewer
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
-from napari_rskd._layers import Source, add_layer, axes_of, segmentation_layers, subband_layers, visible_slice
+from napari_rskd._layers import segmentation_layers, subband_layers
 from napari_rskd._samples import retina
 from napari_rskd._session import session_of
 from napari_rskd._settings import compute_options
+from napari_rskd._source import Source, add_layer, axes_of, visible_slice
 from napari_rskd._survey import Shown, Survey
 from napari_rskd.contourlet import contourlet_work
 from napari_rskd.segment import segment_work

@@ -8,7 +8,7 @@ from typing import Any
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
-from napari_rskd._layers import LayerData, add_layer
+from napari_rskd._source import LayerData, add_layer
 from rskd.errors import RskdError
 from rskd.jobs import Outcome
 

@@ -6,16 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from napari_rskd._layers import (
-    Array,
-    LayerData,
-    Source,
-    attention_layer,
-    importance_layers,
-    kept_layer,
-    rank_order,
-)
+from napari_rskd._layers import attention_layer, importance_layers, kept_layer, rank_order
 from napari_rskd._session import ROLES
+from napari_rskd._source import Array, LayerData, Source
 from rskd.depth import matching_block
 from rskd.jobs import Outcome
 

@@ -12,12 +12,13 @@ from napari_rskd._bands import BandGains
 from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
-from napari_rskd._layers import Source, add_layer, feature_band_layers, made_by, subband_layers, visible_slice
+from napari_rskd._layers import feature_band_layers, subband_layers
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._panel import Panel, text
 from napari_rskd._rose import Rose, directional_energies, rose_words
 from napari_rskd._session import session_of
 from napari_rskd._settings import compute_options
+from napari_rskd._source import Source, add_layer, made_by, visible_slice
 from rskd.config import ContourletOptions, DenoiseOptions, FeatureMapOptions
 from rskd.jobs import ContourletJob, DenoiseJob, Outcome, ReconstructJob, TextureJob
 

@@ -10,10 +10,11 @@ from qtpy.QtWidgets import QCheckBox, QFormLayout
 from napari_rskd._fields import LayerBox, NarrowBox
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
-from napari_rskd._layers import Source, add_layer, axes_of, segmentation_layers, whole
+from napari_rskd._layers import segmentation_layers
 from napari_rskd._panel import Panel
 from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import compute_options
+from napari_rskd._source import Source, add_layer, axes_of, whole
 from rskd.config import SegmentOptions
 from rskd.jobs import Outcome, SegmentJob
 

@@ -15,11 +15,11 @@ from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QLabel, QPushBut
 from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
 from napari_rskd._form import Form, guard_wheel
 from napari_rskd._job import Work
-from napari_rskd._layers import Array, LayerData, Source, visible_slice
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._panel import Panel, text
 from napari_rskd._session import ROLES, session_of
 from napari_rskd._settings import compute_options
+from napari_rskd._source import Array, LayerData, Source, visible_slice
 from napari_rskd._survey import Shown, Survey
 from rskd.config import RankOptions
 from rskd.jobs import AgreementJob, AttendJob, DeletionJob, Outcome, RankJob, SurveyJob

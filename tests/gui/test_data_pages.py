@@ -4,7 +4,7 @@ import numpy as np
 from napari.layers import Image, Labels
 
 from napari_rskd._data_pages import guess_mask
-from napari_rskd._layers import MARK
+from napari_rskd._source import MARK
 
 
 def image(name, shape=(8, 8)):

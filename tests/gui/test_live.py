@@ -11,9 +11,9 @@ from qtpy.QtWidgets import QWidget
 
 from napari_rskd import _theme
 from napari_rskd._job import Work
-from napari_rskd._layers import Source
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._rose import Rose
+from napari_rskd._source import Source
 from napari_rskd._survey import Shown, Survey
 from rskd.errors import DataError
 from rskd.jobs import AgreementJob, Outcome
