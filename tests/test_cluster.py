@@ -185,7 +185,7 @@ def test_what_a_worker_has_to_give_up_is_told_and_recorded(files, tmp_path, monk
             raise MemoryError
         return predict_tiled(network, work, tiling, batch_size=batch_size)
 
-    monkeypatch.setattr("rskd.segment.predict_tiled", tight)
+    monkeypatch.setattr("rskd.box.predict_tiled", tight)
     write_image(tmp_path / "image.zarr", Scan(np.eye(200), "yx"))
     task = segment_on(LOCAL, tmp_path / "a.zarr", files / "net.safetensors", tmp_path / "image.zarr", OPTIONS)
     said = []

@@ -148,7 +148,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = []
     write = Store.write
     monkeypatch.setattr(Store, "write", lambda self, box, *values: written.append(box) or write(self, box, *values))
-    monkeypatch.setattr("rskd.segment.measure", lambda *_: pytest.fail("the range is known"))
+    monkeypatch.setattr("rskd.box.measure", lambda *_: pytest.fail("the range is known"))
     task, said = segment_into(tmp_path / "a.zarr", Small(), scan, options), []
     try:
         while True:

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rskd.backend_torch import TorchBackend
+from rskd.box import Room
 from rskd.config import BACKGROUND, ClassInfo, ModelSpec, SegmentOptions
 from rskd.errors import ParameterError, ResourceError
 from rskd.events import Message, Progress, drain
@@ -17,7 +18,7 @@ from rskd.models.normalise import normalise
 from rskd.plan import Plan
 from rskd.recipe import Setting
 from rskd.scan import Scan
-from rskd.segment import Room, segment
+from rskd.segment import segment
 
 
 def spec(**fields: object) -> ModelSpec:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rskd.backend import backend_of
+from rskd.box import run_box
 from rskd.config import ClusterOptions, ComputeOptions, SegmentOptions
 from rskd.errors import EngineError, ResourceError, RskdError
 from rskd.events import Message, Progress, Task, drain
@@ -25,7 +26,7 @@ from rskd.models.normalise import Range, measure
 from rskd.networks import open_network, place
 from rskd.plan import Box, Known, Plan
 from rskd.recipe import Setting, fingerprint
-from rskd.segment import Segmentation, announce, recipe_of, run_box
+from rskd.segment import Segmentation, announce, recipe_of
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rskd.backend import backend_of
+from rskd.box import Room, count_tiles, run_box
 from rskd.config import SegmentOptions
 from rskd.events import Message, Task
 from rskd.io import read_scan
@@ -15,7 +16,7 @@ from rskd.ledger import Ledger, Place
 from rskd.plan import Box, Plan
 from rskd.recipe import SegmentRecipe, Setting
 from rskd.scan import Scan
-from rskd.segment import Room, Segmentation, announce, count_tiles, in_use, recipe_of, run_box
+from rskd.segment import Segmentation, announce, in_use, recipe_of
 
 if TYPE_CHECKING:
     from rskd.models.segmenter import Segmenter

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rskd.backend_torch import TorchBackend
+from rskd.box import PRESENT
 from rskd.config import SegmentOptions
 from rskd.data import Slice
 from rskd.events import Progress, Task
 from rskd.metrics import dice_per_class
 from rskd.models.segmenter import Segmenter
-from rskd.segment import PRESENT
 from rskd.tiling import Tiling, predict_tiled
 from rskd.training.launch import added_up
 
