@@ -1,4 +1,4 @@
-"""Segment a scan of any size: plane by plane, tile by tile, and where it is large, region by region."""
+"""Segment a scan of any size in memory; where it is large, box by box (`rskd.box`)."""
 
 from __future__ import annotations
 

@@ -15,8 +15,10 @@ from rskd.evaluate import evaluate
 from rskd.events import Command, Message, Step, Task, drain
 from rskd.jobs import DistillJob, EvaluateJob, Outcome, ReportJob, ResumeJob, TrainJob
 from rskd.phantom import write_phantoms
-from rskd.records import read_json, read_lines
+from rskd.records import NETWORKS, read_json, read_lines
 from rskd.report import report
+from rskd.report.story import Story
+from rskd.report.words import summary
 from rskd.runs import RunFolder
 from rskd.train import distill, resume, train
 
@@ -172,6 +174,20 @@ def test_from_the_folder_alone(copy: Path, tmp_path: Path) -> None:
     (copy / "data.json").write_text("{")
     drain(report(ReportJob(run=copy, pictures=False, output=tmp_path / "other.html")))
     assert "Best round" in (tmp_path / "other.html").read_text(encoding="utf-8")
+
+
+def test_sizes_are_told_as_they_are(copy: Path) -> None:
+    equal = " ".join(summary(Story.read(RunFolder(copy)), {}, {}))
+    assert "the student reaches" in equal
+    assert "just as many." in equal
+    assert not re.search("small|large", equal)
+    path = copy / NETWORKS
+    networks = read_json(path)
+    networks["teacher"]["parameters"] *= 4
+    path.write_text(json.dumps(networks))
+    smaller = " ".join(summary(Story.read(RunFolder(copy)), {}, {}))
+    assert "the small network (the student) reaches" in smaller
+    assert "4.0 times as many." in smaller
 
 
 def test_a_run_that_has_hardly_begun(copy: Path) -> None:

@@ -60,7 +60,19 @@ def count(number: int, thing: str) -> str:
 
 
 def _network(story: Story) -> str:
-    return "small network (the student)" if story.distilled else "network"
+    if not story.distilled:
+        return "network"
+    return "small network (the student)" if _smaller(story) else "student"
+
+
+def _teacher(story: Story) -> str:
+    return "large network it learned from (the teacher)" if _smaller(story) else "network it learned from (the teacher)"
+
+
+def _smaller(story: Story) -> bool:
+    """Return whether the student is the smaller network, as it should be, as far as that is known."""
+    student, teacher = ((story.networks.get(role) or {}).get("parameters") for role in ("student", "teacher"))
+    return student is None or teacher is None or bool(student < teacher)
 
 
 def _accuracy(story: Story, tables: Tables) -> str:
@@ -84,7 +96,7 @@ def _accuracy(story: Story, tables: Tables) -> str:
     if math.isnan(teacher):
         return text
     gap = _gap(student - teacher)
-    return f"{text} The large network it learned from (the teacher) reaches <strong>{teacher:.3f}</strong>{gap}."
+    return f"{text} The {_teacher(story)} reaches <strong>{teacher:.3f}</strong>{gap}."
 
 
 def _gap(difference: float) -> str:
@@ -105,7 +117,7 @@ def _size(story: Story) -> str:
         return text + "."
     teacher = found["teacher"]
     times = teacher["parameters"] / student["parameters"]
-    return f"{text}. The teacher has {_parameters(teacher['parameters'])}, {_times(times)} as many."
+    return f"{text}. The teacher has {_parameters(teacher['parameters'])}, {_as_many(times)}."
 
 
 def _speed(story: Story, speed: Mapping[str, Any]) -> str:
@@ -170,6 +182,10 @@ def _megabytes(number: int) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def _as_many(ratio: float) -> str:
+    return "just as many" if f"{ratio:.1f}" == "1.0" else f"{_times(ratio)} as many"
 
 
 def _times(ratio: float) -> str:
