@@ -198,11 +198,14 @@ class ContourletWidget(Panel):
 
     def _arrange(self) -> None:
         """Show the sub-bands over the image, or all of them in napari's grid."""
-        grid = self.arrangement.currentText() == GRID
-        getattr(self.viewer, "canvas", self.viewer).grid.enabled = grid
-        if grid:
+        side_by_side = self.arrangement.currentText() == GRID
+        grid = getattr(self.viewer, "canvas", self.viewer).grid
+        if side_by_side:
             for layer in self._subbands.layers():
                 layer.visible = True
+        if side_by_side or grid.enabled:
+            grid.enabled = side_by_side
+            self.viewer.reset_view()
 
 
 def energy_words(value: Mapping[str, Any]) -> str:

@@ -78,6 +78,7 @@ def test_contourlet_story(qtbot, viewer, eye, open_panel) -> None:
 
     panel.arrangement.setCurrentIndex(1)
     assert viewer.canvas.grid.enabled
+    assert all(layer.visible for layer in viewer.layers)
     panel.arrangement.setCurrentIndex(0)
     assert not viewer.canvas.grid.enabled
 
