@@ -14,7 +14,7 @@ demo: $(READY)
 	$(if $(HEADLESS),$(VIRTUAL)) $(BIN)/python -m napari_rskd.demo $(if $(HEADLESS),--output demo-output)
 
 test: $(READY)
-	$(VIRTUAL) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(VIRTUAL) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 slow: $(READY)
 	$(VIRTUAL) $(BIN)/python -m pytest -m slow

@@ -12,7 +12,6 @@ from qtpy.QtWidgets import QWidget
 from napari_rskd import _theme
 from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
-from napari_rskd._rose import Rose
 from napari_rskd._source import Source
 from napari_rskd._survey import Shown, Survey
 from rskd.errors import DataError
@@ -133,12 +132,9 @@ def test_a_click_asks_about_the_token_under_it_and_a_drag_does_not(qtbot, engine
     assert engine.made[0].jobs[-1][0].at == pytest.approx((20, 50))
 
 
-def test_the_rose_points_where_the_edges_run(qtbot, viewer) -> None:
-    rose = Rose(viewer)
-    qtbot.addWidget(rose)
-    rose.resize(200, rose.height())
+def test_the_rose_points_where_the_edges_run(engine, viewer, open_panel) -> None:
+    rose = open_panel("Contourlet").rose
     rose.show_energies({"": [(80, 100, 0.9), (-10, 10, 0.1)]})  # nearly all of them upright
-    rose.show()
     picture, wedge = rose.grab().toImage(), _theme.color(viewer, "current")
     inside = [
         (y, x)
