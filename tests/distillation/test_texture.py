@@ -118,11 +118,13 @@ def test_gradient_reaches_the_student_and_the_projector_alone(loss: str) -> None
     assert [name for name, _ in term.named_parameters()] == ["projector.weight"]
 
 
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_gradients_are_exact(loss: str) -> None:
+def test_gradients_are_exact(loss: str, fast: bool) -> None:
+    """In a random direction, and where there is time in every one."""
     teacher = maps(1, 2, 16, 16, seed=1)
     student = maps(1, 2, 16, 16).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: texture_loss(x, teacher, levels=(2,), loss=loss), student, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x: texture_loss(x, teacher, levels=(2,), loss=loss), student, fast_mode=fast)
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((56, 56), (28, 28)), ((14, 20), (28, 40)), ((15, 30), (31, 17))])
