@@ -74,6 +74,7 @@ def segment(model: Segmenter, scan: Scan, options: SegmentOptions = _DEFAULTS) -
 
     Examples
     --------
+    >>> import numpy as np
     >>> from rskd.events import drain
     >>> import torch
     >>> from rskd.config import ModelSpec
