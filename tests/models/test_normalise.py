@@ -74,6 +74,20 @@ def test_values_that_are_not_finite_count_as_zero(kind):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_scaled_is_the_same_however_an_image_lies_in_memory(dtype, monkeypatch):
+    stored = np.random.default_rng(0).integers(0, 200, (9, 7, 3)).astype(dtype)  # H W C, as pictures are stored
+    ranges = [(60, 20), (100, 50), (120, 0)]
+    expected = np.stack([(stored[..., k] - np.float32(c)) * np.float32(w and 1 / w) for k, (c, w) in enumerate(ranges)])
+    for piece in (1 << 20, 20):
+        monkeypatch.setattr(module, "_PIECE", piece)
+        found = scaled(stored.transpose(2, 0, 1), ranges)
+        np.testing.assert_array_equal(found, expected)
+        assert found.flags.c_contiguous
+    with pytest.raises(ValueError, match="2 ranges for 3 channels"):
+        scaled(stored.transpose(2, 0, 1), ranges[:2])
+
+
 def test_scaled_leaves_its_argument_alone():
     image = np.array([[[4, 6]], [[1, 1]]], np.float32)
     np.testing.assert_array_equal(scaled(image, [(5, 2), (1, 0)]), [[[-0.5, 0.5]], [[0, 0]]])

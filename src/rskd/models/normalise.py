@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ Range = tuple[float, float]
 """Centre and half-width of the intensities of a channel: they become 0 and ±1."""
 Blocks = Callable[[], Iterable[NDArray[np.generic]]]
 """Gives the parts (C, h, w) of an image, in any cut and as often as it is called."""
+Number = TypeVar("Number", bound=np.generic)
 _PIECE = 1 << 20
 """Pixels measured at a time: few, so that an image of 100 megapixels needs no copies of itself."""
 _PERCENTILES = (1, 99)
@@ -75,15 +77,21 @@ def scaled(image: NDArray[np.generic], ranges: Iterable[Range]) -> NDArray[np.fl
     >>> scaled(np.array([[[4, 6]]]), [(5, 2)])
     array([[[-0.5,  0.5]]], dtype=float32)
     """
-    channels = np.array(image, np.float32)
-    for channel, (centre, width) in zip(channels, ranges, strict=True):  # in place: a large image leaves no room
-        np.nan_to_num(channel, copy=False, posinf=0.0, neginf=0.0)
-        channel -= np.float32(centre)
-        channel *= np.float32(1 / width if width > 0 else 0)
+    channels = np.array(image, np.float32, order="C")  # so that pieces are views
+    known = tuple(ranges)
+    if len(known) != len(channels):
+        raise ValueError(f"{len(known)} ranges for {len(channels)} channels")
+    whole = image.dtype.kind in "biu"  # such numbers are finite
+    for number, values in _pieces(channels):  # in place: a large image leaves no room; in pieces: it stays in the cache
+        centre, width = known[number]
+        if not whole:
+            np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
+        values -= np.float32(centre)
+        values *= np.float32(1 / width if width > 0 else 0)
     return channels
 
 
-def _pieces(block: NDArray[np.generic]) -> Iterator[tuple[int, NDArray[np.generic]]]:
+def _pieces(block: NDArray[Number]) -> Iterator[tuple[int, NDArray[Number]]]:
     """Yield the pixels of every channel in short flat pieces, with the number of the channel."""
     for number, channel in enumerate(block):
         rows = max(1, _PIECE // channel.shape[1])
