@@ -157,13 +157,19 @@ def peak_above_image(name: str, size: int) -> float:
 
 
 def print_scaling(sizes: Sequence[int]) -> None:
-    """Whole `segment` (normalise, tiles, labels) with the null network: time per megapixel."""
+    """Whole `segment` (normalise, tiles, labels) with the null network: time per megapixel.
+
+    The first of four runs warms up: what it costs to get memory from the system is no property of the program.
+    """
     print("\nsegment() with the null network, overlap 0.25, 8-bit RGB in, labels out")
     for size in sizes:
         image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
-        began = time.thread_time()
-        drain(segment(Null().eval(), Scan(image, "yxc"), SegmentOptions(batch_size=BATCH)))
-        print(f"{size**2 / 1e6:8.1f} Mpx {1e3 * (time.thread_time() - began) / (size**2 / 1e6):8.1f} ms per Mpx")
+        times = []
+        for _ in range(4):
+            began = time.thread_time()
+            drain(segment(Null().eval(), Scan(image, "yxc"), SegmentOptions(batch_size=BATCH)))
+            times.append(time.thread_time() - began)
+        print(f"{size**2 / 1e6:8.1f} Mpx {1e9 * np.median(times[1:]) / size**2:8.1f} ms per Mpx")
 
 
 def print_empty_tiles(size: int, share: float) -> None:
