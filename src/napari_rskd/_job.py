@@ -19,7 +19,8 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
@@ -28,7 +29,7 @@ from napari.utils import progress
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, Signal
 
-from rskd.engine.client import Engine, JobCancelled
+from rskd.engine.client import Engine, JobCancelled, Pump
 from rskd.engine.failures import explain
 from rskd.errors import EngineError, RskdError
 from rskd.events import Command, Event, Progress, Step
@@ -44,11 +45,18 @@ _LOG = logging.getLogger("napari_rskd")
 
 
 @dataclass
-class _Orders:
+class Orders:
     """What the window wants from a running worker."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
+    leave: threading.Event = field(default_factory=threading.Event)
+    """Let go of the job, which goes on without this napari."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether nothing more is wanted from the worker."""
+        return self.cancel.is_set() or self.leave.is_set()
 
 
 class _SharedEngine:
@@ -104,25 +112,26 @@ warm_up = _SHARED.warm_up
 shut_down = _SHARED.shut_down
 atexit.register(shut_down)
 
+PumpFunction = Callable[[Orders], Generator[Event, None, Outcome | None]]
+
 
 def _nothing() -> None:
     """Do nothing: there is nothing to release."""
 
 
-class Work(QObject):
-    """One job on its way.
+class Background(QObject):
+    """Work on its way in another process, as the window sees it.
 
     Parameters
     ----------
-    prepare
-        Returns the job and its arrays; called in the worker thread, so it may write files.
+    pump
+        Generator function that takes `Orders` and runs in the worker thread: it yields events, returns the outcome
+        (None if there is none), and raises nothing but `RskdError`.
     title
         What is done, for people: it is shown in the activity dock. Empty = not shown there: for what follows a slider,
         many times a second.
-    private
-        Give the job an engine process of its own, which ends with it.
-    release
-        Called in the worker thread when the job is over, however it ended; it may remove what `prepare` wrote.
+    lasting
+        When napari ends, it is not cancelled but left to itself.
     """
 
     happened = Signal(object)
@@ -134,24 +143,16 @@ class Work(QObject):
     ended = Signal()
     """Always, and last."""
 
-    def __init__(
-        self,
-        prepare: Callable[[], Order],
-        *,
-        title: str = "",
-        private: bool = False,
-        release: Callable[[], None] = _nothing,
-    ) -> None:
+    def __init__(self, pump: PumpFunction, *, title: str = "", lasting: bool = False) -> None:
         super().__init__()
         self.title = title
         self.running = False
         self.history: list[Event] = []
         self.outcome: Outcome | None = None
         self.error: RskdError | None = None
-        self._orders = _Orders()
-        self._prepare = prepare
-        self._private = private
-        self._release = release
+        self._orders = Orders()
+        self._pump = pump
+        self._lasting = lasting
         self._bar: progress | None = None
         self._drawn = 0.0
 
@@ -160,14 +161,17 @@ class Work(QObject):
         """Whether a stop or a cancel was asked for."""
         return self._orders.stop.is_set() or self._orders.cancel.is_set()
 
-    def start(self) -> Work:
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was asked to end without a result."""
+        return self._orders.cancel.is_set()
+
+    def start(self) -> Self:
         """Begin; returns itself."""
         worker = create_worker(
-            _pump,
+            self._pump,
             self._orders,
-            self._prepare,
-            self._private,
-            self._release,
+            self._lasting,
             _worker_class=_Worker,
             _ignore_errors=True,
             _start_thread=False,
@@ -224,18 +228,48 @@ class Work(QObject):
         self.ended.emit()
 
 
-_ALIVE: set[Work] = set()  # a work must outlive the widget that started it
+_ALIVE: set[Background] = set()  # a work must outlive the widget that started it
+
+
+class Work(Background):
+    """One job on its way.
+
+    Parameters
+    ----------
+    prepare
+        Returns the job and its arrays; called in the worker thread, so it may write files.
+    title
+        What is done, for people; empty = not shown in the activity dock.
+    private
+        Give the job an engine process of its own, which ends with it.
+    lasting
+        When napari ends, however it ends, the process of a private job goes on to the end of its job.
+    release
+        Called in the worker thread when the job is over, however it ended; it may remove what `prepare` wrote.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[], Order],
+        *,
+        title: str = "",
+        private: bool = False,
+        lasting: bool = False,
+        release: Callable[[], None] = _nothing,
+    ) -> None:
+        pump = partial(_pump, prepare=prepare, private=private, lasting=lasting, release=release)
+        super().__init__(pump, title=title, lasting=lasting)
 
 
 class _Worker(GeneratorWorker):
-    """A generator worker whose `quit`, which napari calls when it closes, is our cancel."""
+    """A generator worker whose `quit`, which napari calls when it closes, is our cancel, or a farewell."""
 
-    def __init__(self, pump: Callable[..., Any], orders: _Orders, *args: Any) -> None:
-        super().__init__(pump, orders, *args)
-        self._orders = orders
+    def __init__(self, pump: Callable[..., Any], orders: Orders, lasting: bool) -> None:
+        super().__init__(pump, orders)
+        self._at_the_end = orders.leave if lasting else orders.cancel
 
     def quit(self) -> None:
-        self._orders.cancel.set()
+        self._at_the_end.set()
 
 
 def _share_done(event: Event) -> tuple[int, int] | None:
@@ -248,18 +282,19 @@ def _share_done(event: Event) -> tuple[int, int] | None:
 
 
 def _pump(
-    orders: _Orders, prepare: Callable[[], Order], private: bool, release: Callable[[], None]
+    orders: Orders, *, prepare: Callable[[], Order], private: bool, lasting: bool, release: Callable[[], None]
 ) -> Generator[Event, None, Outcome | None]:
     """Yield the events of a job; raises nothing but `RskdError`."""
     engine: Engine | None = None
     try:
-        engine = _started(Engine()) if private else _SHARED.get()  # it imports torch while the data are prepared
+        # it imports torch while the data are prepared
+        engine = _started(Engine(detach=lasting)) if private else _SHARED.get()
         job, arrays = prepare()
-        return (yield from _converse(engine, orders, job, arrays))
+        return (yield from converse(engine.run(job, arrays), orders, let_go=engine.release))
     except JobCancelled:
         return None
     except Exception as error:
-        told = _in_words(error)
+        told = in_words(error)
         if engine is not None and engine.log_path is not None:
             told.add_note(f"The log is in {engine.log_path}")
         raise told from (None if told is error else error)
@@ -269,7 +304,7 @@ def _pump(
         release()
 
 
-def _in_words(error: Exception) -> RskdError:
+def in_words(error: Exception) -> RskdError:
     """Return the error as one that a user can read, never a `RuntimeError`; what was not foreseen is logged."""
     told = explain(error)
     if told is not error:
@@ -277,18 +312,18 @@ def _in_words(error: Exception) -> RskdError:
     return told
 
 
-def _converse(
-    engine: Engine, orders: _Orders, job: Job, arrays: Mapping[str, Any]
+def converse(
+    task: Pump, orders: Orders, *, cancel: Callable[[], object] = _nothing, let_go: Callable[[], None] = _nothing
 ) -> Generator[Event, None, Outcome | None]:
-    """Pass events up and orders down until the job returns; None if it was cancelled."""
-    task = engine.run(job, arrays)
+    """Pass events up and orders down until the job returns; None if it was cancelled, or goes on by itself."""
     command: Command | None = None
     try:
-        while not orders.cancel.is_set():
+        while not orders.leaving:
             event = task.send(command)
             if event is not None:
                 yield event
             command = Command.STOP if orders.stop.is_set() else None
+        (cancel if orders.cancel.is_set() else let_go)()
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     finally:

@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_rskd import _theme
-from napari_rskd._job import Work, warm_up
+from napari_rskd._job import Background, warm_up
 from rskd.errors import RskdError
 from rskd.events import Event, Message, Progress
 from rskd.jobs import Outcome
@@ -57,7 +57,7 @@ class Panel(QWidget):
     def __init__(self, viewer: Any, *, verb: str, note: str = NOT_FOR_DIAGNOSIS) -> None:
         super().__init__()
         self.viewer = viewer
-        self.work: Work | None = None
+        self.work: Background | None = None
         self._shows: Callable[[Outcome], None] = self.show_result
         self._verb = verb
         self._told = 0.0
@@ -104,7 +104,7 @@ class Panel(QWidget):
         """Return in words why the job cannot start; empty = it can."""
         return ""
 
-    def launch(self) -> Work:
+    def launch(self) -> Background:
         """Return the job, ready to start; may raise `RskdError`."""
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ class Panel(QWidget):
             return
         self.begin(work)
 
-    def begin(self, work: Work, show: Callable[[Outcome], None] | None = None) -> None:
+    def begin(self, work: Background, show: Callable[[Outcome], None] | None = None) -> None:
         """Start a job; `show` takes what it returns, `show_result` if there is none."""
         if not self.private_engine:
             self.destroyed.connect(work.cancel)
@@ -152,7 +152,7 @@ class Panel(QWidget):
         work.start()
         self.refresh()
 
-    def attach(self, work: Work) -> None:
+    def attach(self, work: Background) -> None:
         """Show a job that is about to start or already on its way."""
         self.work = work
         work.happened.connect(self.show_event)

@@ -15,7 +15,7 @@ from rskd.models.presets import BUNDLED, PRESETS
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
 
-    from napari_rskd._job import Work
+    from napari_rskd._job import Background
 
 
 ROLES = ("teacher", "student")
@@ -57,7 +57,7 @@ class Session:
     student: Model | None = None
     library: tuple[Model, ...] = ()
     """Weight files that are known here."""
-    distillation: Work | None = None
+    distillation: Background | None = None
     """The run on its way, or the last one."""
     run: Path | None = None
     """Its folder."""

@@ -20,10 +20,11 @@ from napari_rskd._data_pages import DataPages
 from napari_rskd._fields import FolderField, ModelBox, NarrowBox
 from napari_rskd._forecast import Forecast, left_words
 from napari_rskd._form import Form, Section
-from napari_rskd._job import Order, Work
+from napari_rskd._job import Background, Order, Work
 from napari_rskd._panel import Panel, text
 from napari_rskd._session import Model, follow_session, fresh_models, session_of
 from napari_rskd._unfinished import Offer, Unfinished
+from napari_rskd._watch import Watch
 from rskd.config import DistillOptions, TrainOptions
 from rskd.errors import ParameterError, RskdError
 from rskd.events import Epoch, Event, Reference, Step
@@ -39,7 +40,7 @@ FIRST_STUDENT = "rskd-micro"
 
 
 class DistillWidget(Panel):
-    """The cockpit of one distillation; the run itself belongs to the session and survives the panel."""
+    """The cockpit of one distillation; the run belongs to the session, and survives the panel and napari itself."""
 
     private_engine = True
 
@@ -158,7 +159,7 @@ class DistillWidget(Panel):
             return str(error)
         return self.data.reason()
 
-    def launch(self) -> Work:
+    def launch(self) -> Background:
         """Start a run in a folder of its own."""
         student, runs = self.student.model(), self.run.path()
         assert student is not None and runs is not None  # noqa: S101, PT018 - see `reason`
@@ -168,12 +169,13 @@ class DistillWidget(Panel):
         def order() -> Order:
             return DistillJob(run=run, **describe(run / "data")), {}
 
-        return self._distilling(order, run)
+        return self._known(_lasting(order), run)
 
-    def _distilling(self, order: Callable[[], Order], run: Path) -> Work:
+    def _known(self, work: Background, run: Path) -> Background:
+        """Tell the session of a run; returns its work."""
         self.session.run = run
-        self.session.distillation = Work(order, title="Distilling", private=True)
-        return self.session.distillation
+        self.session.distillation = work
+        return work
 
     def _describe(self) -> Callable[[Path], dict[str, Any]]:
         """Return what brings the data into a folder and describes the distillation; for the worker thread."""
@@ -204,14 +206,17 @@ class DistillWidget(Panel):
         self.refresh()
 
     def _go_on(self, found: Unfinished) -> None:
-        """Resume a run, with the curves that it has so far."""
-        work = self._distilling(lambda: (ResumeJob(run=found.path), {}), found.path)
-        work.history.extend(RunFolder(found.path).events())
-        self.begin(work)
+        """Watch a run that is on its way, or resume it with the curves that it has so far."""
+        folder = RunFolder(found.path)
+        work: Background = Watch(folder, title="Distilling")
+        if not found.busy:
+            work = _lasting(lambda: (ResumeJob(run=found.path), {}))
+            work.history.extend(folder.events())
+        self.begin(self._known(work, found.path))
 
     # ------------------------------------------------------------------------------------------- while it runs
 
-    def attach(self, work: Work) -> None:
+    def attach(self, work: Background) -> None:
         """Show a run, with all that has happened in it so far."""
         super().attach(work)
         self.chart.clear()
@@ -269,12 +274,12 @@ class DistillWidget(Panel):
             button.hide()
         self._show(self.plateau, "")
         super()._ended()
-        if work is not None and work.outcome is None and work.error is None:
+        if work is not None and work.cancelled:
             self._left_off()
         self._look_for_runs()
 
     def _left_off(self) -> None:
-        """After a pause the run is offered; after a cancel it is not, but its folder stays."""
+        """After a pause the run is offered; after any other cancel it is not, but its folder stays."""
         if self._pausing:
             self.say("Paused. Go on whenever you like, also after napari was closed.")
             return
@@ -326,6 +331,11 @@ class DistillWidget(Panel):
         self.session.student = model
         self.use.setEnabled(False)
         self.say("It is now the student of the Segment and Token ranking panels.")
+
+
+def _lasting(order: Callable[[], Order]) -> Work:
+    """Return a distillation that goes on when napari ends."""
+    return Work(order, title="Distilling", private=True, lasting=True)
 
 
 def score_words(dice: float) -> str:

@@ -42,6 +42,7 @@ from rskd.jobs import (
     SegmentJob,
     TrainJob,
 )
+from rskd.runs import Order, RunFolder
 
 STOPPABLE = frozenset({"train", "distill", "resume", "batch"})
 """Jobs that have something to keep when they are stopped early."""
@@ -110,6 +111,8 @@ def build_app() -> App:
     for name, job_type in _COMMANDS.items():
         app.command(_command(job_type), name=name)
     app.command(run_file, name="run")
+    app.command(stop)
+    app.command(pause)
     app.command(doctor)
     return app
 
@@ -132,6 +135,36 @@ def run_file(job: Path, /, *, debug: Debug = False) -> None:
         except ValidationError as error:
             raise FileError(f"{job.name} is no job: {explain(error)}") from error
     _perform(saved, debug=debug)
+
+
+def stop(run: Path, /, *, debug: Debug = False) -> None:
+    """Ask a run that is on its way in another process to finish its step and keep the best student so far.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    """
+    _order(run, Order.STOP, debug=debug)
+
+
+def pause(run: Path, /, *, debug: Debug = False) -> None:
+    """Ask a run that is on its way in another process to write down where it is and leave off.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    """
+    _order(run, Order.PAUSE, debug=debug)
+
+
+def _order(run: Path, order: Order, *, debug: bool) -> None:
+    with _sentences("", debug=debug):
+        folder = RunFolder(run)
+        if not folder.busy:
+            raise ParameterError(f"No process is at work on {run}: there is nothing to {order}.")
+        folder.order(order)
 
 
 def doctor() -> None:

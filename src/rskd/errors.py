@@ -42,6 +42,10 @@ class ResourceError(RskdError):
     """Memory, disk or device ran out."""
 
 
+class LeftOffError(RskdError):
+    """A run was left off before its end; it can go on from there."""
+
+
 class EngineError(RskdError):
     """The process that does the work ended or failed without explaining itself."""
 

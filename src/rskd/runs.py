@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,7 +25,18 @@ _TAIL = 50
 """Lines at the end of the log among which the last step is."""
 SET_ASIDE = "set-aside"
 """A file that says that nobody wants to go on with a run."""
-_BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock"}
+_ORDER = "order"
+"""A file that says what the process at work on a run is to do."""
+_BEFORE_THE_FIRST_CHECKPOINT = {"data", "job.json", "events.jsonl", "lock", _ORDER}
+
+
+class Order(StrEnum):
+    """What the process that works on a run can be asked for, from anywhere that sees its folder."""
+
+    STOP = "stop"
+    """Finish this step, and keep the best student so far."""
+    PAUSE = "pause"
+    """Write down where it is, and leave off."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,35 @@ class RunFolder:
         """
         return _held(self.path)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process is at work on it."""
+        try:
+            with self.locked():
+                return False
+        except ParameterError:
+            return True
+
+    def order(self, order: Order) -> None:
+        """Ask the process at work on it for something.
+
+        Raises
+        ------
+        FileError
+            If the folder cannot be written to.
+        """
+        write_atomically(self.path / _ORDER, order.encode())
+
+    def take_order(self) -> Order | None:
+        """Return what was asked for since the last time."""
+        try:
+            order = Order((self.path / _ORDER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        with suppress(OSError):  # one that cannot be taken away is heard again, which does no harm
+            (self.path / _ORDER).unlink()
+        return order
+
     def tidy(self) -> None:
         """Remove what a killed process left half-written, and the events of a run that came to no checkpoint."""
         for leftover in self.path.glob(PARTIAL):
@@ -169,13 +210,13 @@ class RunFolder:
     def events(self) -> Iterator[Event]:
         """Yield the events so far; a last line that was cut off by a crash is left out."""
         if self.log.exists():
-            yield from _parsed(self.log.read_text(encoding="utf-8").splitlines())
+            yield from parsed(self.log.read_text(encoding="utf-8").splitlines())
 
     def standing(self) -> Standing:
         """Return where the run stands; of the log only the rounds and its end are read, for it may be long."""
         lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        epochs = [event for event in _parsed(line for line in lines if _EPOCH in line) if isinstance(event, Epoch)]
-        last = list(_parsed(lines[-_TAIL:]))
+        epochs = [event for event in parsed(line for line in lines if _EPOCH in line) if isinstance(event, Epoch)]
+        last = list(parsed(lines[-_TAIL:]))
         step = max((event.step for event in last if isinstance(event, Step)), default=0)
         options = self.job().training
         return Standing(
@@ -212,7 +253,8 @@ def _moved(job: TrainJob | DistillJob, folder: Path) -> TrainJob | DistillJob:
     return job.model_copy(update={"run": folder, "data": job.data.model_copy(update=data)})
 
 
-def _parsed(lines: Iterable[str]) -> Iterator[Event]:
+def parsed(lines: Iterable[str]) -> Iterator[Event]:
+    """Yield the events that lines of a log tell, up to one that was cut off."""
     for line in lines:
         try:
             yield from_json(json.loads(line))

@@ -20,15 +20,15 @@ from rskd.config import DistillOptions, ModelSpec
 from rskd.data import Slice, load_slices, trained_on
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
-from rskd.errors import DataError, FileError, RskdError
-from rskd.events import Message, Progress, Task, drain
+from rskd.errors import DataError, FileError, LeftOffError, RskdError
+from rskd.events import Command, Message, Progress, Task, drain
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models.encoders import DOWNLOAD
 from rskd.models.passport import identity
 from rskd.models.presets import PRESETS, weight_file
 from rskd.pair import check_patch, networks_for
 from rskd.report import write_report
-from rskd.runs import RunFolder
+from rskd.runs import Order, RunFolder
 from rskd.training.launch import launch, local_processes
 from rskd.training.recording import record
 from rskd.training.trainer import Trainer
@@ -108,10 +108,31 @@ def _run(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
     if not fabric.is_global_zero:
         return drain(_work(folder, fabric))
     with folder.locked():
-        outcome = yield from _work(folder, fabric)
+        folder.take_order()  # one that came too late for the process before
+        outcome = yield from _obeying(folder, _work(folder, fabric), alone=fabric.world_size == 1)
         if folder.job().training.report:
             yield from _report(folder, stopped=outcome.value["stopped"])
         return outcome
+
+
+def _obeying(folder: RunFolder, work: Task[Outcome], *, alone: bool) -> Task[Outcome]:
+    """Do the work, and what is ordered meanwhile by way of the folder; several processes can only be stopped."""
+    command: Command | None = None
+    stopped = False
+    try:
+        while True:
+            command = yield work.send(command)
+            order = folder.take_order()
+            if order is Order.PAUSE and alone:
+                work.close()
+                raise LeftOffError(f"The run was paused, as was asked for: go on with `rskd resume {folder.path}`.")
+            stopped = stopped or order is not None
+            command = Command.STOP if stopped else command
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+    finally:
+        work.close()
 
 
 def _report(folder: RunFolder, *, stopped: bool) -> Task[None]:

@@ -19,7 +19,9 @@ class ScriptedEngine:
     script: ClassVar[Callable[[Any, Any], Any]]
     made: ClassVar[list["ScriptedEngine"]]
 
-    def __init__(self) -> None:
+    def __init__(self, *, detach: bool = False) -> None:
+        self.detach = detach
+        self.released = False
         self.log_path = Path("engine.log")
         self.jobs: list[tuple[Any, Any]] = []
         self.closed = 0
@@ -72,6 +74,9 @@ class ScriptedEngine:
 
     def stop(self) -> None:
         self.stopped = True
+
+    def release(self) -> None:
+        self.released = True
 
 
 @pytest.fixture
