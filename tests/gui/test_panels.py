@@ -16,13 +16,14 @@ from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 
+from napari_rskd import _job
 from napari_rskd._session import Model, session_of
 from napari_rskd._settings import compute_options, runs_folder
 from rskd.config import ComputeOptions, DataOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
-from rskd.runs import RunFolder
+from rskd.runs import Order, RunFolder
 
 SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -408,20 +409,68 @@ def test_an_interrupted_run_is_offered_and_goes_on(qtbot, engine, cockpit, tmp_p
     assert cockpit.use.isVisible()
 
 
-def test_what_is_in_use_finished_or_left_is_not_offered(qtbot, cockpit, tmp_path) -> None:
+def test_what_is_finished_or_left_is_not_offered(qtbot, cockpit, tmp_path) -> None:
     runs = tmp_path / "runs"
     interrupted_run(runs, step=20).append(Epoch(2, 2, {}, 0.7))
     cockpit._look_for_runs()
     assert not cockpit.offer.isVisible()
-    busy = interrupted_run(runs, name="2026-01-03")
-    with busy.locked():
-        cockpit._look_for_runs()
-        assert not cockpit.offer.isVisible()
+    folder = interrupted_run(runs, name="2026-01-03")
     cockpit._look_for_runs()
     assert cockpit.offer.isVisible()
     click(qtbot, cockpit.offer.leave)
     assert not cockpit.offer.isVisible()
-    assert busy.set_aside
+    assert folder.set_aside
+
+
+def test_a_run_of_another_process_is_watched_until_it_is_left_off(qtbot, engine, cockpit, tmp_path) -> None:
+    folder = interrupted_run(tmp_path / "runs")
+    with folder.locked():
+        cockpit._look_for_runs()
+        assert "is on its way, at step 7 of 20, best Dice 0.625" in cockpit.offer.words.text()
+        click(qtbot, cockpit.offer.leave)
+        assert not cockpit.offer.isVisible()
+        assert not folder.set_aside
+        cockpit._look_for_runs()
+        click(qtbot, cockpit.offer.go_on)
+        qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", ())) == 7, timeout=SOON)
+        folder.append(STEPS[7])
+        qtbot.waitUntil(lambda: len(cockpit.chart.losses["total"]) == 8, timeout=SOON)
+    finish(qtbot, cockpit)
+    assert "was left off after step 8 of 20: it can go on" in cockpit.error_label.text()
+    assert "was interrupted after step 8 of 20" in cockpit.offer.words.text()
+    assert engine.made == []
+
+
+def test_a_watched_run_is_paused_and_stopped_by_way_of_its_folder(qtbot, cockpit, tmp_path) -> None:
+    folder = interrupted_run(tmp_path / "runs")
+    with folder.locked():
+        cockpit._look_for_runs()
+        click(qtbot, cockpit.offer.go_on)
+        click(qtbot, cockpit.stop)
+        qtbot.waitUntil(lambda: folder.take_order() is Order.STOP, timeout=SOON)
+        click(qtbot, cockpit.pause)
+        qtbot.waitUntil(lambda: folder.take_order() is Order.PAUSE, timeout=SOON)
+    finish(qtbot, cockpit)
+    assert cockpit.status.text().startswith("Paused.")
+    assert not folder.set_aside
+
+
+def test_a_distillation_is_left_to_itself_when_napari_ends(qtbot, engine, cockpit, tmp_path, monkeypatch) -> None:
+    workers: list[Any] = []
+    create_worker = _job.create_worker
+    monkeypatch.setattr(
+        _job, "create_worker", lambda *args, **options: workers.append(create_worker(*args, **options)) or workers[-1]
+    )
+    engine.will(going_on_for_ever)
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: "Step" in cockpit.status.text(), timeout=SOON)
+    (worker,) = workers
+    worker.quit()  # as napari does when it closes
+    finish(qtbot, cockpit)
+    assert engine.made[0].detach
+    assert engine.made[0].released
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not RunFolder(folder).set_aside
 
 
 def test_a_folder_that_may_not_be_read_offers_nothing(cockpit, tmp_path, monkeypatch) -> None:

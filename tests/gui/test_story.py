@@ -19,7 +19,9 @@ from qtpy.QtWidgets import QSpinBox
 from napari_rskd import _job
 from napari_rskd._session import Model, session_of
 from rskd.engine.client import Engine
+from rskd.events import Step
 from rskd.phantom import vessel_phantom, write_phantoms
+from rskd.runs import RunFolder
 
 LONG = 240_000  # milliseconds; the engine imports torch and timm, on a machine that may be busy
 SIZE = 64
@@ -266,6 +268,70 @@ def test_closing_napari_leaves_no_process(pair, tmp_path) -> None:
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+DISTILL = """
+import sys
+from pathlib import Path
+import napari
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QSpinBox
+from napari_rskd._session import Model, session_of
+viewer = napari.Viewer()
+session = session_of(viewer)
+session.teacher = session.learn(Model("toy", sys.argv[1]))
+_, panel = viewer.window.add_plugin_dock_widget("napari-rskd", "Distill")
+panel.run.set_path(Path(sys.argv[2]))
+for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
+    panel.training.findChild(QSpinBox, name).setValue(value)
+
+def look():
+    if panel.error_label.text():
+        print("ERROR", panel.error_label.text(), flush=True)
+        viewer.close()
+    elif len(panel.chart.losses.get("total", ())) > 12:
+        print("LEARNING", flush=True)
+        timer.stop()
+        if sys.argv[3] == "close":
+            viewer.close()
+
+timer = QTimer(interval=100)
+timer.timeout.connect(look)
+timer.start()
+panel.button.click()
+napari.run()
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_a_distillation_outlives_napari_and_is_taken_up_by_the_next_one(
+    qtbot, viewer, open_panel, pair, tmp_path, end: str
+) -> None:
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-c", DISTILL, str(pair.teacher), str(runs), end]
+    lost = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert lost.stdout is not None
+    said = iter(lost.stdout.readline, "")
+    assert any(line == "LEARNING\n" for line in said), "it never learned anything"
+    if end == "kill":
+        lost.kill()
+    lost.communicate(timeout=LONG / 1000)
+
+    panel = open_panel("Distill")
+    panel.run.set_path(runs)
+    assert "is on its way, at step" in panel.offer.words.text()
+    click(qtbot, panel.offer.go_on)
+    qtbot.waitUntil(lambda: len(panel.chart.losses.get("total", ())) > 30, timeout=LONG)
+    click(qtbot, panel.stop)
+    finish(qtbot, panel)
+    assert panel.error_label.text() == ""
+    assert panel.status.text().startswith("Stopped after")
+    assert panel.use.isVisible()
+    (run,) = runs.iterdir()
+    steps = [event.step for event in RunFolder(run).events() if isinstance(event, Step)]
+    assert steps == list(range(1, steps[-1] + 1)), "a step was lost, or taken twice"
+    assert [step for step, _ in panel.chart.losses["total"]] == steps
+    qtbot.waitUntil(lambda: not RunFolder(run).busy, timeout=LONG)
 
 
 NO_TORCH = """
