@@ -8,6 +8,7 @@ import pytest
 
 LIGHT = [
     "rskd",
+    "rskd.as_code",
     "rskd.batch",
     "rskd.cases",
     "rskd.clean_up",
@@ -32,6 +33,7 @@ LIGHT = [
     "rskd.models.presets",
     "rskd.networks",
     "rskd.phantom",
+    "rskd.replay",
     "rskd.results",
     "rskd.run",
     "rskd.runs",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ValidationError
@@ -44,6 +44,10 @@ from rskd.jobs import (
 )
 from rskd.runs import Order, RunFolder
 
+if TYPE_CHECKING:
+    from rskd.replay import Recipe
+
+T = TypeVar("T")
 STOPPABLE = frozenset({"train", "distill", "resume", "batch"})
 """Jobs that have something to keep when they are stopped early."""
 INTERRUPTED = 130
@@ -117,24 +121,34 @@ def build_app() -> App:
     return app
 
 
-def run_file(job: Path, /, *, debug: Debug = False) -> None:
-    """Run a job that was saved as JSON.
+def run_file(job: str, /, *, output: Path | None = None, debug: Debug = False) -> None:
+    """Run a job that was saved as JSON, or all jobs of a recipe that was saved in the window.
 
     Parameters
     ----------
     job
-        JSON file with the job.
+        JSON file, or the JSON itself.
+    output
+        Folder for what comes out: for every step a folder with its arrays as npy and its facts as JSON.
     """
+    from rskd.replay import read_recipe
+
     with _sentences("", debug=debug):
-        try:
-            text = job.read_bytes()
-        except OSError as error:
-            raise FileError(f"{job} cannot be read: {error.strerror}.") from error
-        try:
-            saved = JOB.validate_json(text)
-        except ValidationError as error:
-            raise FileError(f"{job.name} is no job: {explain(error)}") from error
-    _perform(saved, debug=debug)
+        if job.lstrip().startswith("{"):
+            recipe = read_recipe(job, name="The text", folder=Path())
+        else:
+            recipe = read_recipe(_read(Path(job)), name=Path(job).name, folder=Path(job).absolute().parent)
+    if len(recipe.steps) == 1 and not recipe.steps[0].arrays and output is None:
+        _perform(recipe.steps[0].job, debug=debug)
+    else:
+        _repeat(recipe, output, debug=debug)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def stop(run: Path, /, *, debug: Debug = False) -> None:
@@ -217,11 +231,27 @@ class _Leaf:
     field: FieldInfo
     default: Any
 
+    @property
+    def flag(self) -> str:
+        """Its flag; the outermost group is a heading, not a part of it."""
+        return "--" + ".".join(self.path[1:] or self.path).replace("_", "-")
+
+    def words(self, value: Any) -> list[str] | None:
+        """Return flag and value as they are typed; None = this value cannot be typed."""
+        match value:
+            case bool():
+                return [self.flag if value else f"--no-{self.flag[2:]}"]
+            case str() | int() | float() | Path():
+                return [self.flag, str(value)]
+            case tuple() if value and all(isinstance(part, str | int | float) for part in value):
+                return [self.flag, *map(str, value)]
+            case _:
+                return None
+
     def parameter(self, name: str) -> inspect.Parameter:
-        """Return it as the parameter of a command; the outermost group is a heading, not a part of the flag."""
+        """Return it as the parameter of a command."""
         group, *inner = self.path
-        flag = "--" + ".".join(inner or [group]).replace("_", "-")
-        options: dict[str, Any] = {"name": flag, "help": self.field.description}
+        options: dict[str, Any] = {"name": self.flag, "help": self.field.description}
         if inner:
             options["group"] = Group(_TITLES[group], sort_key=list(_TITLES).index(group))
         free = name in _INPUTS
@@ -245,6 +275,30 @@ def _leaves(model: type[BaseModel], path: tuple[str, ...] = (), values: Any = No
             yield _Leaf((*path, name), field, value)
 
 
+def command_line(job: Job) -> list[str] | None:
+    """Return the words with which a job is told on the command line; None = there are none for it.
+
+    Examples
+    --------
+    >>> command_line(InspectJob(model=Path("retina-student")))
+    ['inspect', '--model', 'retina-student']
+    """
+    if job.kind not in _COMMANDS:
+        return None
+    words: list[str] = [job.kind]
+    for leaf in _leaves(type(job)):
+        value: Any = job
+        for name in leaf.path:
+            value = None if value is None else getattr(value, name)
+        if value == leaf.default:
+            continue
+        told = leaf.words(value)
+        if told is None:
+            return None
+        words += told
+    return words
+
+
 # -------------------------------------------------------------------------------------------------- running and showing
 
 
@@ -259,12 +313,26 @@ def _perform(job: Job, *, debug: bool) -> None:
             _report(job, outcome)
 
 
+def _repeat(recipe: Recipe, output: Path | None, *, debug: bool) -> None:
+    """Run the jobs of a recipe and print what each of them found."""
+    with _sentences("", debug=debug):
+        from rskd.replay import replay
+
+        stoppable = any(step.job.kind in STOPPABLE for step in recipe.steps)
+        with _Screen() as screen, _interrupts(stoppable, screen.say) as stop_asked:
+            outcomes = _drive(replay(recipe, output=output), screen.show, stop_asked)
+        if _speaks():
+            print(json.dumps([outcome.value for outcome in outcomes], indent=2))
+            if output is None:
+                print("Nothing was written: name a place with --output.", file=sys.stderr)
+
+
 def _speaks() -> bool:
     """Return whether this process is the one that prints: under torchrun there are several."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
-def _drive(task: Task[Outcome], show: Callable[[Event], None], stop_asked: Callable[[], bool]) -> Outcome:
+def _drive(task: Task[T], show: Callable[[Event], None], stop_asked: Callable[[], bool]) -> T:
     """Run a task to its end; it is closed if anything interrupts it."""
     command: Command | None = None
     try:
@@ -272,8 +340,7 @@ def _drive(task: Task[Outcome], show: Callable[[Event], None], stop_asked: Calla
             show(task.send(command))
             command = Command.STOP if stop_asked() else None
     except StopIteration as end:
-        outcome: Outcome = end.value
-        return outcome
+        return end.value  # type: ignore[no-any-return]
     finally:
         task.close()
 
