@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from napari.components import Dims
 from napari.layers import Image, Layer
 
 from napari_rskd._layers import class_colors, importance_layers, segmentation_layers, subband_layers
@@ -51,6 +52,11 @@ def world(shape: tuple[int, ...], *, rgb: bool = False, degrees: float = 31.0) -
 
 def to_world(layer: Any, index: Any) -> np.ndarray:
     return np.asarray(layer.data_to_world(tuple(index)))
+
+
+def looking_at(point: Any, order: tuple[int, ...] = (0, 1, 2)) -> Dims:
+    """Return sliders at a place in the world."""
+    return Dims(ndim=3, order=order, range=[(-1e3, 1e3, 1e-6)] * 3, point=tuple(point))
 
 
 def corners(shape: tuple[int, ...]) -> list[tuple[float, ...]]:
@@ -157,7 +163,7 @@ def test_token_grid_lies_on_its_tokens(degrees: float, token: tuple[float, float
 def test_result_of_a_slice_lies_in_that_slice() -> None:
     layer = world((5, 32, 48))
     point = to_world(layer, (3, 10, 10))
-    plane, axes, source = visible_slice(layer, point)
+    plane, axes, source = visible_slice(layer, looking_at(point))
     assert (plane.shape, axes, source.slice_at) == ((32, 48), "yx", (3,))
     facts = {"token": (8.0, 8.0), "top": 2, "definition": "received", "block": 1}
     image, points = map(made, importance_layers("teacher", facts, np.ones((4, 6), np.float32), np.arange(24), source))

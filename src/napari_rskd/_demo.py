@@ -82,7 +82,7 @@ class Demo(QObject):
         return segment_work(self.layer, self._models["student"]), show
 
     def _rank(self) -> tuple[Work, Callable[[Outcome], None]]:
-        plane, axes, source = visible_slice(self.layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(self.layer, self.viewer.dims)
         networks = {role: model.path for role, model in self._models.items()}
         job = SurveyJob(axes=axes, compute=compute_options(), **networks)
 
@@ -96,7 +96,7 @@ class Demo(QObject):
         return Work(lambda: (job, {"image": plane}), title=f"Ranking the tokens of {self.layer.name}"), show
 
     def _split(self) -> tuple[Work, Callable[[Outcome], None]]:
-        plane, axes, source = visible_slice(self.layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(self.layer, self.viewer.dims)
         work = contourlet_work(plane, axes, channel=GREEN, options=ContourletOptions(), name=self.layer.name)
 
         def show(outcome: Outcome) -> None:

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from napari_rskd._source import Array, LayerData, Source, made_by, without_channel
+from napari_rskd._source import Array, LayerData, Source, made_by
 
 # ------------------------------------------------------------------------------------------------------ segmentation
+
+
+MAPS = {
+    "entropy": "Uncertainty",
+    "margin": "Lead of the likeliest class",
+    "disagreement": "Where the networks differ",
+    "divergence": "How far the networks are apart",
+}
+"""Names of the layers of the maps that a segmentation may bring along."""
 
 
 def segmentation_layers(
@@ -20,48 +29,81 @@ def segmentation_layers(
     by: str,
     axes: str,
     overlapping: bool = False,
+    features: Mapping[str, Sequence[Any]] | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> list[LayerData]:
-    """Return the labels, and the probability of every class but the background if there are any.
+    """Return the labels, and what else there is: the probability of every class but the background, and maps.
 
     Parameters
     ----------
     arrays
-        `labels` over the source's axes without channels, and perhaps `probabilities` with the classes first; of classes
-        that may overlap, the labels have them first as well.
+        `labels` over what was segmented without channels, and perhaps `probabilities` with the classes first, and
+        `MAPS`; of classes that may overlap, the labels and maps have them first as well.
     classes
         `name` and `color` of every class, background first.
     source
-        Where the image lies.
+        Where the image, or its slice, lies.
     by
-        Who made it, for the layer's name: "teacher", "student".
+        Who made it, for the layers' names: "teacher", "student".
     axes
-        Axes of the image that was segmented.
+        Axes of the image.
     overlapping
         Whether classes may overlap: each then has a layer of its own.
+    features
+        What was measured of every class, background first; ``None`` = nothing.
+    made_from
+        What tells this result from others; every layer keeps it in its metadata, with its own `part`.
     """
-    place = without_channel(source.place(), axes)
-    metadata = {**source.metadata, **made_by({"by": by})}
-    foreground = [c["name"] for c in classes[1:]]
-    parts = [(arrays["labels"], classes)]
+    source = source.without_channel(axes)
+    made = {"by": by, **(made_from or {})}
+    table = features or {"index": list(range(len(classes))), "class": [c["name"] for c in classes]}
+    parts = [(arrays["labels"], list(range(len(classes))))]
     if overlapping:
-        parts = [(plane, (classes[0], own)) for plane, own in zip(arrays["labels"], classes[1:], strict=True)]
+        parts = [(plane, [0, number]) for number, plane in enumerate(arrays["labels"], 1)]
     layers: list[LayerData] = []
-    for volume, shown in parts:
+    for volume, numbers in parts:
+        shown = [classes[number] for number in numbers]
         title = shown[1]["name"].capitalize() if len(shown) == 2 else "Segmentation"
+        own = {name: [column[number] for number in numbers] for name, column in table.items()}
         labels = {
             "name": f"{title} ({by})",
             "colormap": class_colors(shown),
-            "features": {"index": list(range(len(shown))), "class": [c["name"] for c in shown]},
-            "metadata": metadata,
-            **place,
+            "features": {**own, "index": list(range(len(shown)))},
+            **_belonging(source, made, f"labels {title}"),
         }
-        layers.append((np.asarray(volume), labels, "labels"))
+        layers.append((source.embed(np.asarray(volume)), labels, "labels"))
+    return layers + _map_layers(arrays, [c["name"] for c in classes[1:]], source, made, overlapping=overlapping)
+
+
+def _map_layers(
+    arrays: Mapping[str, Array],
+    foreground: Sequence[str],
+    source: Source,
+    made: Mapping[str, Any],
+    *,
+    overlapping: bool,
+) -> list[LayerData]:
+    """Return maps from 0 to 1 over the image; those of the probabilities are hidden at first, they are many."""
+    maps: dict[str, tuple[Array, bool]] = {}
     if "probabilities" in arrays:
-        for name, volume in zip(foreground, arrays["probabilities"][-len(foreground) :], strict=True):
-            style = {"colormap": "magma", "blending": "additive", "visible": False, "contrast_limits": (0, 1)}
-            options = {"name": f"Probability of {name} ({by})", "rgb": False, "metadata": metadata, **style, **place}
-            layers.append((np.asarray(volume), options, "image"))
+        volumes = arrays["probabilities"][-len(foreground) :]
+        maps |= {f"Probability of {n}": (v, False) for n, v in zip(foreground, volumes, strict=True)}
+    for name in (name for name in MAPS if name in arrays):
+        if overlapping:
+            maps |= {f"{MAPS[name]}, {n}": (v, True) for n, v in zip(foreground, arrays[name], strict=True)}
+        else:
+            maps[MAPS[name]] = (arrays[name], True)
+    layers: list[LayerData] = []
+    for title, (volume, visible) in maps.items():
+        style = {"colormap": "magma", "blending": "additive", "visible": visible, "contrast_limits": (0, 1)}
+        options = {"name": f"{title} ({made['by']})", "rgb": False, **style, **_belonging(source, made, title)}
+        layers.append((source.embed(np.asarray(volume)), options, "image"))
     return layers
+
+
+def _belonging(source: Source, made: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return the layer arguments that say where a part of a result lies and what it is."""
+    return {"metadata": {**source.metadata, **made_by({**made, "part": part})}, **source.place()}
 
 
 def class_colors(classes: Sequence[Mapping[str, str]]) -> Any:
@@ -108,7 +150,6 @@ def importance_layers(
     }
     top = np.asarray(order)[: facts["top"]]
     rows, columns = np.unravel_index(top, importance.shape)
-    lead = np.zeros((len(top), len(source.slice_at)))
     point_options = {
         "name": f"Top tokens ({role})",
         "features": {"rank": np.arange(1, len(top) + 1), "importance": importance[rows, columns]},
@@ -123,7 +164,7 @@ def importance_layers(
     }
     return [
         (source.embed(np.asarray(importance)), map_options, "image"),
-        (np.column_stack([lead, rows, columns]), point_options, "points"),
+        (source.embed_points(np.column_stack([rows, columns])), point_options, "points"),
     ]
 
 

@@ -97,6 +97,12 @@ class LiveLayers(QObject):
         layer = self._layers.get(key)
         return layer if layer is not None and layer in self._viewer.layers else None
 
+    def hold(self, key: str, layer: Any) -> None:
+        """Take a layer that is there for the one of this key; None = let go of it, whatever becomes of it."""
+        self._layers.pop(key, None)
+        if layer is not None:
+            self._layers[key] = layer
+
     def show(self, key: str, data: LayerData) -> None:
         """Put data into the layer of this key; it is made soon if there is none."""
         layer = self.get(key)

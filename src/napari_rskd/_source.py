@@ -8,7 +8,7 @@ the same R, H and affine, the scale ``S·factor`` and the translation ``t + R·H
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,9 @@ class Source:
     scale, translate, rotate, shear, affine, units, axis_labels
         As the layer has them, over its n axes.
     slice_at
-        Index along each leading axis, for a slice; empty = the whole layer.
+        Index along each axis that is not shown, for a slice; empty = the whole layer.
+    shown
+        Axes that a slice runs along, ascending; empty = those after the sliced ones.
     metadata
         What the reader knew about the file; writers need it for the orientation.
     """
@@ -48,10 +50,11 @@ class Source:
     units: tuple[Any, ...]
     axis_labels: tuple[str, ...]
     slice_at: tuple[int, ...] = ()
+    shown: tuple[int, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layer: Any, *, slice_at: Sequence[int] = ()) -> Source:
+    def of(cls, layer: Any, *, slice_at: Sequence[int] = (), shown: Sequence[int] = ()) -> Source:
         """Read the geometry of a layer."""
         return cls(
             name=layer.name,
@@ -63,6 +66,7 @@ class Source:
             units=tuple(layer.units),
             axis_labels=tuple(layer.axis_labels),
             slice_at=tuple(slice_at),
+            shown=tuple(shown),
             metadata=dict(layer.metadata),
         )
 
@@ -72,15 +76,16 @@ class Source:
         Parameters
         ----------
         factor
-            Source pixels per result pixel along the last axes; leading axes count 1.
+            Source pixels per result pixel along the last axes that are shown; the others count 1.
         offset
-            Source index of the result's index 0 along the last axes; leading axes count 0, or the index of the slice.
+            Source index of the result's index 0 along these; the others count 0, or the index of the slice.
         """
         ndim = len(self.scale)
         factors, offsets = np.ones(ndim), np.zeros(ndim)
-        offsets[: len(self.slice_at)] = self.slice_at
+        offsets[list(self.sliced)] = self.slice_at
+        shown = [axis for axis in range(ndim) if axis not in self.sliced]
         for whole, last in ((factors, np.asarray(factor)), (offsets, np.asarray(offset))):
-            whole[ndim - len(last) :] = last
+            whole[shown[len(shown) - len(last) :]] = last
         return {
             "scale": self.scale * factors,
             "translate": self.translate + self._linear() @ offsets,
@@ -91,9 +96,47 @@ class Source:
             "axis_labels": self.axis_labels,
         }
 
+    @property
+    def sliced(self) -> tuple[int, ...]:
+        """The axes that a slice does not run along."""
+        if not self.shown:
+            return tuple(range(len(self.slice_at)))
+        return tuple(axis for axis in range(len(self.scale)) if axis not in self.shown)
+
     def embed(self, plane: Array) -> Array:
         """Return a result of the slice with the source's number of axes."""
-        return plane[(np.newaxis,) * len(self.slice_at)]
+        return np.expand_dims(plane, self.sliced)
+
+    def embed_points(self, points: Array) -> Array:
+        """Return points (N, 2) of the slice with the source's number of axes."""
+        return np.insert(points, [axis - n for n, axis in enumerate(self.sliced)], 0, axis=1)
+
+    def without_channel(self, axes: str) -> Source:
+        """Drop the channel axis of a layer that keeps its channels along an axis of its own; RGB layers do not.
+
+        Parameters
+        ----------
+        axes
+            Of the layer.
+        """
+        ndim = len(self.scale)
+        if "c" not in axes or len(axes) != ndim:
+            return self
+        channel = axes.index("c")
+        keep = [axis for axis in range(ndim) if axis != channel]
+        square, homogeneous = np.ix_(keep, keep), np.ix_([*keep, ndim], [*keep, ndim])
+        return replace(
+            self,
+            scale=self.scale[keep],
+            translate=self.translate[keep],
+            rotate=self.rotate[square],
+            shear=_shear_matrix(self.shear, ndim)[square],
+            affine=self.affine[homogeneous],
+            units=tuple(self.units[axis] for axis in keep),
+            axis_labels=tuple(self.axis_labels[axis] for axis in keep),
+            slice_at=tuple(at for axis, at in zip(self.sliced, self.slice_at, strict=True) if axis != channel),
+            shown=tuple(axis - (axis > channel) for axis in self.shown),
+        )
 
     def _linear(self) -> Array:
         """Return R·H·S."""
@@ -121,21 +164,41 @@ def axes_of(layer: Any) -> str:
     return axes + "c" if layer.rgb else axes
 
 
-def visible_slice(layer: Any, point: Sequence[float]) -> tuple[Array, str, Source]:
+def visible_slice(layer: Any, dims: Any) -> tuple[Array, str, Source]:
     """Return the 2-D picture of a layer that is in view, its axes, and its place.
 
     Parameters
     ----------
     layer
         Image layer.
-    point
-        Position of the viewer's sliders in the world.
+    dims
+        The viewer's sliders and the axes that it shows. In 3-D, the slice is that which 2-D would show.
     """
-    leading = layer.ndim - 2
-    index = np.round(layer.world_to_data(tuple(point)))[:leading]
-    slice_at = tuple(int(np.clip(i, 0, n - 1)) for i, n in zip(index, layer.data.shape, strict=False))
-    level = layer.data[0] if layer.multiscale else layer.data
-    return np.asarray(level[slice_at]), "yxc" if layer.rgb else "yx", Source.of(layer, slice_at=slice_at)
+    source = slice_source(layer, dims)
+    return slice_of(layer, source), "yxc" if layer.rgb else "yx", source
+
+
+def slice_source(layer: Any, dims: Any) -> Source:
+    """Return the place of the slice of a layer that is in view."""
+    shown = shown_axes(layer, dims)
+    index = np.round(layer.world_to_data(tuple(dims.point)))
+    sizes = (layer.data[0] if layer.multiscale else layer.data).shape
+    slice_at = [int(np.clip(index[axis], 0, sizes[axis] - 1)) for axis in range(layer.ndim) if axis not in shown]
+    return Source.of(layer, slice_at=slice_at, shown=shown)
+
+
+def slice_of(layer: Any, source: Source, *, keep: int | None = None) -> Array:
+    """Return the picture at a place, all of the axis `keep` with it."""
+    at = dict(zip(source.sliced, source.slice_at, strict=True))
+    index = tuple(slice(None) if axis == keep else at.get(axis, slice(None)) for axis in range(layer.ndim))
+    return np.asarray((layer.data[0] if layer.multiscale else layer.data)[index])
+
+
+def shown_axes(layer: Any, dims: Any) -> tuple[int, int]:
+    """Return the two axes of a layer that 2-D shows, ascending; its last two where it lacks one of them."""
+    before = dims.ndim - layer.ndim  # a layer with fewer axes than the viewer has the last ones
+    first, second = sorted(axis - before for axis in dims.order[-2:])
+    return (first, second) if first >= 0 else (layer.ndim - 2, layer.ndim - 1)
 
 
 def whole(layer: Any) -> Array:
@@ -145,9 +208,23 @@ def whole(layer: Any) -> Array:
 
 def add_layer(viewer: Any, data: LayerData) -> Any:
     """Put a layer into a viewer; returns it."""
-    from napari.layers import Layer
+    from napari.layers import Labels, Layer
 
-    return viewer.add_layer(Layer.create(*data))
+    layer = viewer.add_layer(Layer.create(*data))
+    if isinstance(layer, Labels) and is_result(layer):
+        for change in (layer.events.paint, layer.events.data):
+            change.connect(_remember_edit)
+    return layer
+
+
+def _remember_edit(event: Any) -> None:
+    layer = event.source
+    layer.metadata = {**layer.metadata, **made_by({**layer.metadata[MARK], "edited": True})}
+
+
+def is_edited(layer: Any) -> bool:
+    """Tell whether labels of RSKD were painted on since, or got other data; results in place of others start anew."""
+    return bool(layer.metadata.get(MARK, {}).get("edited"))
 
 
 def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,24 +235,6 @@ def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
 def is_result(layer: Any) -> bool:
     """Tell whether a layer was made by RSKD, rather than opened."""
     return MARK in layer.metadata
-
-
-def without_channel(place: dict[str, Any], axes: str) -> dict[str, Any]:
-    """Drop the channel axis of a layer that keeps its channels along an axis of its own; RGB layers do not."""
-    ndim = len(place["scale"])
-    if "c" not in axes or len(axes) != ndim:
-        return place
-    keep = [i for i, letter in enumerate(axes) if letter != "c"]
-    square, homogeneous = np.ix_(keep, keep), np.ix_([*keep, ndim], [*keep, ndim])
-    return {
-        "scale": place["scale"][keep],
-        "translate": place["translate"][keep],
-        "rotate": place["rotate"][square],
-        "shear": _shear_matrix(place["shear"], ndim)[square],
-        "affine": place["affine"][homogeneous],
-        "units": tuple(place["units"][i] for i in keep),
-        "axis_labels": tuple(place["axis_labels"][i] for i in keep),
-    }
 
 
 def _shear_matrix(shear: Array, ndim: int) -> Array:

@@ -37,7 +37,7 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         What was written.
     """
     labels = np.asarray(data[0] if attributes.get("multiscale") else data)
-    write_file(path, labels, scan_for(labels.shape, attributes), names=_names(attributes))
+    write_file(path, labels, scan_for(labels.shape, attributes), names=class_names(attributes))
     return [path]
 
 
@@ -101,7 +101,7 @@ def _world(count: int, attributes: dict[str, Any]) -> NDArray[np.float64]:
     return np.asarray(matrix @ Affine(ndim=count, **own).affine_matrix, np.float64)
 
 
-def _names(attributes: dict[str, Any]) -> tuple[str, ...]:
+def class_names(attributes: dict[str, Any]) -> tuple[str, ...]:
     """Return the class names of the labels 1, 2 … that RSKD's own layers carry in their features."""
     features = attributes.get("features")
     if features is None or "class" not in features or "index" not in features:

@@ -121,20 +121,20 @@ class ContourletWidget(Panel):
     def launch(self) -> Work:
         """Split what is in view."""
         layer = self.image.layer()
-        plane, axes, self._source = visible_slice(layer, self.viewer.dims.point)
+        plane, axes, self._source = visible_slice(layer, self.viewer.dims)
         options, channel = self.options.value(), self.channel.currentData()
         self._asked = {"plane": plane, "axes": axes, "channel": channel, "options": options}
         return contourlet_work(plane, axes, channel=channel, options=options, name=layer.name)
 
     def _denoise(self) -> None:
         layer = self.image.layer()
-        plane, axes, source = visible_slice(layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(layer, self.viewer.dims)
         job = DenoiseJob(axes=axes, options=self.noise.value())
         self._begin(Work(lambda: (job, {"image": plane}), title=f"Denoising {layer.name}"), self._show_denoised, source)
 
     def _split_maps(self) -> None:
         layer = self.image.layer()
-        plane, axes, source = visible_slice(layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(layer, self.viewer.dims)
         job = TextureJob(
             axes=axes,
             feature_map=self.feature_map.value(),

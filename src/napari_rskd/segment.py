@@ -1,45 +1,92 @@
-"""Segment an open image with the student or the teacher."""
+"""Segment what is open, or a folder, with the student or the teacher."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from napari.layers import Image
-from qtpy.QtWidgets import QCheckBox, QFormLayout
+from qtpy.QtWidgets import QFileDialog, QFormLayout, QPushButton
 
-from napari_rskd._fields import LayerBox, NarrowBox
+from napari_rskd._extras import CleanUp, Extras
+from napari_rskd._fields import NarrowBox
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import segmentation_layers
+from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel
+from napari_rskd._picture import Picture, whole_picture
+from napari_rskd._results import ResultLayers
+from napari_rskd._saving import FORMATS, Saver, formats_for, source_path, suggested_name, with_ending
 from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import compute_options
-from napari_rskd._source import Source, add_layer, axes_of, whole
+from napari_rskd._source import MARK, LayerData
+from napari_rskd._targets import Target
 from rskd.config import SegmentOptions
-from rskd.jobs import Outcome, SegmentJob
+from rskd.events import Message
+from rskd.jobs import BatchJob, Outcome, SegmentJob
+
+EDITED = "The labels that you edited are still there; the new ones are a layer of their own."
+GONE = "There is no result any more: segment again."
+MESSAGES = 4  # of a folder that are shown
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A picture that was, or is being, segmented."""
+
+    picture: Picture
+    by: str
+    model: Model
 
 
 class SegmentWidget(Panel):
-    """Labels for the whole of an image layer."""
+    """Labels for an image, a slice, all open images or a folder."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, verb="Segment")
         self.session = session_of(napari_viewer)
-        self.image = LayerBox(napari_viewer, Image)
+        self.target = Target(napari_viewer)
         self.network = NarrowBox()
         self.network.setPlaceholderText("none is loaded")
-        self.probabilities = QCheckBox("Also show the probability of each class")
+        self.extras, self.clean_up = Extras(), CleanUp()
         self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"])
-        self._source: Source | None = None
-        self._axes, self._by = "", ""
-        form = QFormLayout()
-        form.addRow("Image", self.image)
-        form.addRow("Network", self.network)
-        self.column.addLayout(form)
-        self.column.addWidget(self.probabilities)
-        self.column.addWidget(Section("Tiles", self.options))
-        self.image.changed.connect(self.refresh)
+        self.measured = Measured(self.show_error)
+        self.save_button = QPushButton("Save result…", toolTip="Write the labels, as they are now, into a file.")
+        self._results = ResultLayers(self, napari_viewer)
+        self._saver = Saver(self)
+        self._left: deque[Picture] = deque()
+        self._asked: _Asked | None = None
+        self._count = 0
+        self._failures: list[str] = []
+        self._build_column()
+        self._connect()
         follow_session(self, self.session, self._offer)
+
+    def _build_column(self) -> None:
+        form = QFormLayout()
+        form.addRow("Network", self.network)
+        self.column.addWidget(self.target)
+        self.column.addLayout(form)
+        self.column.addWidget(Section("What else to show", self.extras))
+        self.column.addWidget(Section("Clean up the labels", self.clean_up))
+        self.column.addWidget(Section("Tiles", self.options))
+        self._measured_section = Section("Measurements", self.measured, opened=True)
+        self._measured_section.hide()
+        self.column.addWidget(self._measured_section)
+        self.column.addWidget(self.save_button)
+        self.save_button.hide()
+
+    def _connect(self) -> None:
+        self.target.changed.connect(self.refresh)
+        self.network.currentIndexChanged.connect(self._show_classes)
+        self.save_button.clicked.connect(self._ask_where)
+        self._saver.saved.connect(lambda name: self.say(f"Saved as {name}."))
+        self._saver.failed.connect(self.show_error)
+
+    # ---------------------------------------------------------------------------------------------- what can be done
 
     def _offer(self) -> None:
         chosen = self.network.currentData()
@@ -49,41 +96,169 @@ class SegmentWidget(Panel):
             if model is not None:
                 self.network.addItem(f"{role.capitalize()}: {model.name}", role)
         self.network.setCurrentIndex(max(0, self.network.findData(chosen)) if self.network.count() else -1)
+        self.extras.compare.setEnabled(self.network.count() == 2)
         self.refresh()
+
+    def _show_classes(self) -> None:
+        model = getattr(self.session, self.network.currentData() or "", None)
+        passport = model.passport if model is not None else None
+        self.clean_up.offer([info["name"] for info in passport["spec"]["classes"][1:]] if passport else ())
 
     def reason(self) -> str:
         """Return why it cannot start."""
-        if self.image.layer() is None:
-            return "Open an image first: File › Open, or File › Open Sample › RSKD."
-        if self.network.currentData() is None:
+        missing = self.target.reason()
+        if not missing and self.network.currentData() is None:
             return "Load a student or a teacher first, in the Models panel."
-        return ""
+        return missing
+
+    # ------------------------------------------------------------------------------------------------ what is started
 
     def launch(self) -> Work:
-        """Segment the chosen layer."""
-        layer, role = self.image.layer(), self.network.currentData()
-        options = self.options.value().model_copy(update={"probabilities": self.probabilities.isChecked()})
-        self._source, self._axes, self._by = Source.of(layer), axes_of(layer), role
-        return segment_work(layer, getattr(self.session, role), options=options)
+        """Segment what was chosen; of several images, the first."""
+        if self.target.folder:
+            self._asked = None
+            return self._batch()
+        pictures = self.target.pictures()
+        self._left, self._count = deque(pictures), len(pictures)
+        self._failures = []
+        return self._next()
+
+    def _fields(self) -> dict[str, Any]:
+        """Return what every job says."""
+        role = self.network.currentData()
+        other = self.session.teacher if role == "student" else self.session.student
+        options = self.options.value()
+        return {
+            "model": getattr(self.session, role).path,
+            "compare_with": other.path if self.extras.compare.isChecked() and other is not None else None,
+            "options": options.model_copy(update={"probabilities": self.extras.probabilities.isChecked()}),
+            "clean_up": self.clean_up.options(),
+            "compute": compute_options(),
+            **self.extras.fields(),
+        }
+
+    def _next(self) -> Work:
+        """Return the job for the next picture that is left."""
+        role, picture = self.network.currentData(), self._left.popleft()
+        self._asked = _Asked(picture, role, getattr(self.session, role))
+        return picture_work(picture, self._fields())
+
+    def _batch(self) -> Work:
+        job = BatchJob(images=self.target.images.path(), output=self.target.output.path(), **self._fields())
+        return Work(lambda: (job, {}), title="Segmenting a folder")
+
+    def _ended(self) -> None:
+        """Begin the next picture unless this one was cancelled; one that fails does not keep the others waiting."""
+        work, asked = self.work, self._asked
+        super()._ended()
+        if work is None or asked is None or self._count < 2:
+            return
+        if work.error is not None:
+            self._failures.append(f"{asked.picture.layer.name}: {work.error}")
+        if work.outcome is None and work.error is None:
+            self._left.clear()
+        elif self._left:
+            self.begin(self._next())
+        else:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Say how the images went."""
+        self.say(f"{self._count - len(self._failures)} of {self._count} images are done.")
+        self._show(self.error_label, "\n".join(self._failures))
+
+    # ------------------------------------------------------------------------------------------------- what is shown
 
     def show_result(self, outcome: Outcome) -> None:
-        """Add the layers and say how long it took."""
-        if self._source is None:
+        """Add the layers, or say how the folder went."""
+        if self._asked is None:
+            told = [event.text for event in self.work.history if isinstance(event, Message)] if self.work else []
+            self.say(batch_words(outcome.value))
+            self._show(self.error_label, "\n".join(told[:MESSAGES]))
             return
-        classes = outcome.value["classes"]
-        how = {"by": self._by, "axes": self._axes, "overlapping": outcome.value["overlapping"]}
-        for data in segmentation_layers(outcome.arrays, classes, self._source, **how):
-            add_layer(self.viewer, data)
-        self.say(f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}.")
+        kept = self._results.show(self._layers(outcome, self._asked))
+        self.measured.show_columns(outcome.value["measurements"], _folder_of(self._asked.picture))
+        self._measured_section.setVisible(bool(outcome.value["measurements"]))
+        self.save_button.show()
+        done = f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}."
+        self.say(f"{done} {EDITED}" if kept else done)
+
+    def _layers(self, outcome: Outcome, asked: _Asked) -> list[LayerData]:
+        picture, value = asked.picture, outcome.value
+        several = picture.layer.name if self._count > 1 else ""
+        return segmentation_layers(
+            outcome.arrays,
+            value["classes"],
+            picture.source,
+            by=", ".join(part for part in (asked.by, several, picture.where) if part),
+            axes=picture.layer_axes,
+            overlapping=value["overlapping"],
+            features=value["features"],
+            made_from={
+                "image": str(picture.layer.unique_id),
+                "where": picture.where,
+                "model": asked.model.source,
+            },
+        )
+
+    # ------------------------------------------------------------------------------------------------- what is saved
+
+    def _labels(self) -> list[Any]:
+        """Return the labels of the selected result, or else of the last one."""
+        active = self.viewer.layers.selection.active
+        return self._results.group(active) or self._results.group(self._results.last)
+
+    def _ask_where(self) -> None:
+        layers = self._labels()
+        if not layers:
+            self.say(GONE)
+            return
+        image, where = self._results.image_of(layers[0]), layers[0].metadata[MARK]["where"]
+        lines = formats_for(image)
+        suggested = suggested_name(image, Path.home(), where=where, ending=FORMATS[lines[0]])
+        name, line = QFileDialog.getSaveFileName(self, "Save the result", str(suggested), ";;".join(lines))
+        if name:
+            self.save(with_ending(name, line))
+
+    def save(self, path: Path) -> None:
+        """Write the selected result, or else the last one, into a file."""
+        layers = self._labels()
+        self._show(self.error_label, "")
+        self.say(f"Saving {path.name}…")
+        self._saver.save(path, layers, source_path(self._results.image_of(layers[0])))
 
 
-def segment_work(layer: Any, model: Model, *, options: SegmentOptions | None = None) -> Work:
-    """Return the job that segments all of `layer` with `model`."""
-    job = SegmentJob(
-        model=model.path, axes=axes_of(layer), options=options or SegmentOptions(), compute=compute_options()
-    )
+def picture_work(picture: Picture, fields: Mapping[str, Any]) -> Work:
+    """Return the job that segments a picture; `fields` are those of the job beside the picture."""
+    job = SegmentJob(axes=picture.axes, geometry=picture.geometry, **fields)
 
     def order() -> Order:
-        return job, {"image": whole(layer)}
+        return job, {"image": picture.pixels()}
 
-    return Work(order, title=f"Segmenting {layer.name}")
+    return Work(order, title=f"Segmenting {picture.layer.name}")
+
+
+def segment_work(layer: Any, model: Model) -> Work:
+    """Return the job that segments all of `layer` with `model`."""
+    return picture_work(whole_picture(layer), {"model": model.path, "compute": compute_options()})
+
+
+def batch_words(value: Mapping[str, Any]) -> str:
+    """Return how a folder went.
+
+    Examples
+    --------
+    >>> batch_words({"images": 5, "done": 3, "skipped": 1, "failed": 1, "stopped": False, "output": "results"})
+    '5 images: 3 done, 1 done before, 1 failed. The results are in results.'
+    """
+    parts = [f"{value['done']} done"]
+    parts += [
+        f"{value[name]} {words}" for name, words in (("skipped", "done before"), ("failed", "failed")) if value[name]
+    ]
+    stopped = " Stopped early; the same folders go on from here." if value["stopped"] else ""
+    return f"{value['images']} images: {', '.join(parts)}. The results are in {value['output']}.{stopped}"
+
+
+def _folder_of(picture: Picture) -> Path:
+    source = source_path(picture.layer)
+    return Path.home() if source is None else source.parent

@@ -149,7 +149,7 @@ class TokensWidget(Panel):
     def launch(self) -> Work:
         """Rank the tokens of what is in view, at every block and head."""
         layer = self.image.layer()
-        plane, axes, source = visible_slice(layer, self.viewer.dims.point)
+        plane, axes, source = visible_slice(layer, self.viewer.dims)
         paths = {role: model.path for role, model in self.networks.chosen().items()}
         self._forget()
         self._asked = _Asked(plane, source, {"axes": axes, "compute": compute_options(), **paths})

@@ -53,6 +53,8 @@ STOPPABLE = frozenset({"train", "distill", "resume", "batch"})
 INTERRUPTED = 130
 _INPUTS = frozenset({"model", "teacher", "student", "image", "images", "run"})
 """Fields that need no flag: they may be given in order."""
+_NOT_ASKED = frozenset({"kind", "geometry"})
+"""Fields that a command line cannot set: it names files, and a file says where it lies."""
 _TITLES = {
     "data": "Data",
     "training": "Training",
@@ -269,9 +271,11 @@ def _leaves(model: type[BaseModel], path: tuple[str, ...] = (), values: Any = No
         default = inspect.Parameter.empty if field.is_required() else field.default
         value = default if values is None else getattr(values, name)
         kind = field.annotation
+        if not path and name in _NOT_ASKED:
+            continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _leaves(kind, (*path, name), value if isinstance(value, BaseModel) else None)
-        elif (*path, name) != ("kind",):
+        else:
             yield _Leaf((*path, name), field, value)
 
 

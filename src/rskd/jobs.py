@@ -70,12 +70,27 @@ class Segmenting(Config):
     """Device and threads."""
 
 
+class Geometry(Config):
+    """Where an image lies that is handed over as an array; fields as those of `rskd.scan.Scan`."""
+
+    spacing: tuple[float, ...] | None = None
+    """Distance between voxels along each spatial axis."""
+    units: str | None = None
+    """Unit of the spacing and of the world."""
+    affine: tuple[tuple[float, ...], ...] | None = None
+    """Rows of the matrix from voxel index to world coordinate."""
+    anatomical: bool = False
+    """Whether the world is the patient's."""
+
+
 class SegmentJob(Segmenting):
     """Segment an image."""
 
     kind: Literal["segment"] = "segment"
     image: Path | None = None
     """Image file; left out where an open layer is handed over."""
+    geometry: Geometry = Geometry()
+    """Where an open layer lies; a file says so itself."""
     output: Path | None = None
     """File to write the labels to; maps and measurements are written beside it. To a name ending in .zarr, or into an
     OME-Zarr image, labels of any size are written region by region, and gone on with after an interruption."""

@@ -30,6 +30,7 @@ from rskd.jobs import (
     DistillJob,
     EvaluateJob,
     ExportJob,
+    Geometry,
     InspectJob,
     Job,
     Outcome,
@@ -254,7 +255,13 @@ def find_image(job: SegmentJob | PlaneJob | PairJob, arrays: Arrays) -> Scan:
     if "image" not in arrays:
         raise ParameterError("There is no image: name a file.")
     image = arrays["image"]
-    return Scan(image, job.axes or guess_axes(image.shape))
+    axes = job.axes or guess_axes(image.shape)
+    return _placed(image, axes, job.geometry) if isinstance(job, SegmentJob) else Scan(image, axes)
+
+
+def _placed(image: NDArray[Any], axes: str, geometry: Geometry) -> Scan:
+    affine = None if geometry.affine is None else np.array(geometry.affine)
+    return Scan(image, axes, geometry.spacing, geometry.units, affine, anatomical=geometry.anatomical)
 
 
 def _goes_to_disk(job: SegmentJob) -> bool:

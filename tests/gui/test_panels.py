@@ -32,7 +32,14 @@ SPEC = {"name": "toy", "encoder": "vit", "patch_size": 16, "image_size": 64, "in
 SPEC |= {"modality": "toy pictures", "classes": CLASSES, "overlapping": False}
 PASSPORT = {"spec": SPEC, "card": {}, "parameters": 1_500_000, "bytes": 3_000_000, "sha256": "ab" * 32}
 SEGMENTED = (
-    {"classes": CLASSES, "overlapping": False, "seconds": 0.4, "device": "cpu"},
+    {
+        "classes": CLASSES,
+        "overlapping": False,
+        "seconds": 0.4,
+        "device": "cpu",
+        "measurements": {},
+        "features": {"index": [0, 1], "class": ["background", "vessel"]},
+    },
     {"labels": np.ones((48, 64), np.uint8)},
 )
 
@@ -105,10 +112,13 @@ def test_segment_adds_labels_in_place(qtbot, engine, viewer, open_panel, models)
 def test_segment_shows_classes_that_overlap_one_by_one(qtbot, engine, viewer, open_panel, models) -> None:
     classes = [*CLASSES, {"name": "tumour", "color": "#0000ff"}]
     planes = np.random.default_rng(0).integers(0, 2, (2, 48, 64)).astype(np.uint8)
-    engine.will_return(({**SEGMENTED[0], "classes": classes, "overlapping": True}, {"labels": planes}))
+    features = {"index": [0, 1, 2], "class": [info["name"] for info in classes]}
+    value = {**SEGMENTED[0], "classes": classes, "overlapping": True, "features": features}
+    engine.will_return((value, {"labels": planes}))
     panel = open_panel("Segment")
     click(qtbot, panel.button)
     finish(qtbot, panel)
+    qtbot.waitUntil(lambda: "Tumour (student)" in viewer.layers, timeout=SOON)
     for name, plane in zip(("Vessel (student)", "Tumour (student)"), planes, strict=True):
         assert isinstance(viewer.layers[name], Labels)
         np.testing.assert_array_equal(viewer.layers[name].data, plane)
@@ -119,7 +129,7 @@ def test_segment_with_the_teacher_and_other_tiles(qtbot, engine, viewer, open_pa
     panel = open_panel("Segment")
     panel.network.setCurrentIndex(1)
     panel.options.findChild(QSpinBox, "batch_size").setValue(2)
-    click(qtbot, panel.probabilities)
+    panel.extras.probabilities.setChecked(True)
     click(qtbot, panel.button)
     finish(qtbot, panel)
     job, _ = engine.made[0].jobs[0]

@@ -1,0 +1,140 @@
+"""Save a result as people have drawn it by now: a name beside its source, written off the window's thread."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+
+from napari_rskd._job import aside
+from napari_rskd._readers import SCAN
+from napari_rskd._writers import class_names, scan_for
+from rskd.engine.failures import explain
+from rskd.errors import RskdError
+from rskd.io import write_labels
+from rskd.scan import Scan
+
+FORMATS = {
+    "NIfTI (*.nii.gz *.nii)": ".nii.gz",
+    "DICOM SEG (*.dcm)": ".dcm",
+    "OME-TIFF (*.ome.tif *.ome.tiff)": ".ome.tif",
+    "OME-Zarr (*.zarr)": ".zarr",
+}
+"""By their line in a file dialog, the endings that name them."""
+_ENDING = re.compile(r"\.(nii(\.gz)?|dcm|(ome\.)?tiff?|zarr)$", re.IGNORECASE)
+_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "metadata")
+
+
+class Saver(QObject):
+    """Saves labels in the background.
+
+    Parameters
+    ----------
+    parent
+        Widget it lives with.
+    """
+
+    saved = Signal(str)
+    """Name of the file."""
+    failed = Signal(object)
+    """The `RskdError`."""
+
+    def save(self, path: Path, layers: Sequence[Any], source: Path | None) -> None:
+        """Write labels; several layers are the classes, which may overlap.
+
+        Parameters
+        ----------
+        path
+            Where to.
+        layers
+            Labels layers of one result.
+        source
+            The file that was segmented, which is never replaced; ``None`` = unknown.
+        """
+        work = writing(path, layers, source)
+        aside(work).add_done_callback(lambda future: self._over(path, future))
+
+    def _over(self, path: Path, future: Future[None]) -> None:
+        error = future.exception()
+        if error is None:
+            self.saved.emit(path.name)
+        elif isinstance(error, Exception):
+            self.failed.emit(error if isinstance(error, RskdError) else explain(error))
+
+
+def writing(path: Path, layers: Sequence[Any], source: Path | None) -> Callable[[], None]:
+    """Return what writes these labels; it touches no layer any more. Parameters as of `Saver.save`."""
+    first = layers[0]
+    attributes = {name: getattr(first, name) for name in _PLACE}
+    planes = [layer.data for layer in layers]
+    names = tuple(name for layer in layers for name in class_names({"features": layer.features}))
+
+    def write() -> None:
+        data = np.asarray(planes[0]) if len(planes) == 1 else np.stack(planes)
+        scan = scan_for(planes[0].shape, attributes)
+        if source is not None and scan.source is None:
+            scan = replace(scan, source=source)
+        write_labels(path, data, scan, names=names)
+
+    return write
+
+
+def source_path(layer: Any) -> Path | None:
+    """Return the file or folder that a layer was read from, ``None`` if it is unknown."""
+    scan = layer.metadata.get(SCAN)
+    found = scan.source if isinstance(scan, Scan) else getattr(layer.source, "path", None)
+    return None if found is None else Path(found)
+
+
+def formats_for(layer: Any) -> list[str]:
+    """Return the lines of a file dialog, the one that fits best first; DICOM SEG needs a source in DICOM."""
+    scan = layer.metadata.get(SCAN)
+    dicom = isinstance(scan, Scan) and (bool(scan.files) or scan.modality is not None)
+    medical = isinstance(scan, Scan) and scan.anatomical
+    source = source_path(layer)
+    zarr = source is not None and source.name.lower().endswith(".zarr")
+    nifti, seg, tiff, ome_zarr = FORMATS
+    best = seg if dicom else nifti if medical else ome_zarr if zarr else tiff
+    return [best, *(line for line in FORMATS if line != best and (dicom or line != seg))]
+
+
+def suggested_name(layer: Any, folder: Path, *, where: str = "", ending: str) -> Path:
+    """Return a name beside the source for the segmentation of a layer, one that is not taken.
+
+    The layer's name is used, not the file's: the names of DICOM files may say who the patient is.
+
+    Parameters
+    ----------
+    layer
+        What was segmented.
+    folder
+        Where to put it if the source is unknown.
+    where
+        Which slice it was; empty = all of it.
+    ending
+        Of the name, such as ``".nii.gz"``.
+    """
+    source = source_path(layer)
+    parent = folder if source is None else source.parent
+    stem = "_".join(re.findall(r"[\w-]+", f"{layer.name} {where} segmentation"))
+    number, path = 1, parent / f"{stem}{ending}"
+    while path.exists():
+        number, path = number + 1, parent / f"{stem}_{number + 1}{ending}"
+    return path
+
+
+def with_ending(name: str, line: str) -> Path:
+    """Return the name with an ending: its own, or that of the chosen format.
+
+    Examples
+    --------
+    >>> with_ending("liver", "DICOM SEG (*.dcm)").name, with_ending("liver.nii", "DICOM SEG (*.dcm)").name
+    ('liver.dcm', 'liver.nii')
+    """
+    return Path(name if _ENDING.search(name) else name + FORMATS.get(line, ".nii.gz"))
