@@ -11,8 +11,10 @@ from napari.components import Dims
 from napari.layers import Image, Layer
 
 from napari_rskd._layers import class_colors, importance_layers, segmentation_layers, subband_layers
+from napari_rskd._picture import slice_picture, whole_picture
 from napari_rskd._source import Source, axes_of, visible_slice
 from rskd.errors import ParameterError
+from rskd.jobs import Geometry
 
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
 
@@ -172,6 +174,58 @@ def test_result_of_a_slice_lies_in_that_slice() -> None:
         middle = (3, 8 * i + 3.5, 8 * j + 3.5)
         np.testing.assert_allclose(to_world(image, (0, i, j)), to_world(layer, middle), atol=1e-9)
     np.testing.assert_allclose(to_world(points, points.data[1]), to_world(layer, (3, 3.5, 11.5)), atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (2, 0, 1)])
+def test_a_slice_along_another_axis_lies_there(order: tuple[int, int, int]) -> None:
+    layer = world((5, 32, 48))
+    layer.data[:] = np.random.default_rng(0).random(layer.data.shape)
+    cut = order[0]
+    plane, _, source = visible_slice(layer, looking_at(to_world(layer, (3, 7, 9)), order))
+    np.testing.assert_array_equal(plane, np.take(layer.data, (3, 7, 9)[cut], axis=cut))
+    (labels,) = map(
+        made, segmentation_layers({"labels": np.ones(plane.shape, int)}, CLASSES, source, by="x", axes="zyx")
+    )
+    assert labels.data.shape == tuple(1 if axis == cut else n for axis, n in enumerate(layer.data.shape))
+    middle = np.array([2.0, 4.0, 6.0])
+    middle[cut] = 0
+    there = middle + np.eye(3)[cut] * (3, 7, 9)[cut]
+    np.testing.assert_allclose(to_world(labels, middle), to_world(layer, there), atol=1e-9)
+    facts = {"token": (8.0, 8.0), "top": 2, "definition": "received", "block": 1}
+    importance = np.ones((plane.shape[0] // 8 or 1, plane.shape[1] // 8), np.float32)
+    image, points = map(made, importance_layers("teacher", facts, importance, np.arange(importance.size), source))
+    np.testing.assert_allclose(to_world(points, points.data[0]), to_world(image, (0, 0, 0)), atol=1e-9)
+
+
+def test_a_flat_layer_in_a_deep_viewer_is_seen_as_it_is() -> None:
+    layer = world((32, 48))
+    plane, _, source = visible_slice(layer, looking_at((0.0, 1.0, 2.0), (1, 0, 2)))
+    assert (plane.shape, source.slice_at) == ((32, 48), ())
+
+
+def test_a_slice_to_segment_has_all_its_channels_and_its_pixel_size() -> None:
+    data = np.random.default_rng(0).random((4, 2, 6, 8))
+    place = {"scale": (5.0, 1.0, 0.5, 0.25), "units": ("mm", "pixel", "mm", "mm"), "translate": (9.0, 0.0, 2.0, 3.0)}
+    layer = Image(data, rgb=False, axis_labels=tuple("zcyx"), **place)
+    dims = Dims(ndim=4, range=[(-100, 100, 0.01)] * 4, point=(9.0 + 5.0 * 3, 1.0, 0.0, 0.0))
+    picture = slice_picture(layer, dims)
+    assert (picture.axes, picture.where) == ("cyx", "z=3")
+    np.testing.assert_array_equal(picture.pixels(), data[3])
+    assert (picture.geometry.spacing, picture.geometry.units) == ((0.5, 0.25), "mm")
+    arrays = {"labels": np.ones((6, 8), int), "entropy": np.zeros((6, 8), np.float32)}
+    for result in map(made, segmentation_layers(arrays, CLASSES, picture.source, by="x", axes=picture.layer_axes)):
+        assert result.data.shape == (1, 6, 8)
+        np.testing.assert_allclose(to_world(result, (0, 2, 3)), to_world(layer, (3, 1, 2, 3))[[0, 2, 3]], atol=1e-9)
+    sideways = slice_picture(layer, dims.model_copy(update={"order": (3, 1, 0, 2)}))
+    assert (sideways.axes, sideways.geometry.spacing, sideways.where) == ("ycx", (5.0, 0.5), "x=0")
+
+
+def test_a_job_knows_where_a_layer_lies() -> None:
+    layer = Image(np.zeros((4, 6, 8)), scale=(5, 0.5, 0.25), translate=(1, 2, 3), units=("mm",) * 3, rotate=(10, 0, 0))
+    geometry = whole_picture(layer).geometry
+    assert geometry.spacing == pytest.approx((5, 0.5, 0.25))
+    np.testing.assert_allclose(geometry.affine, layer._transforms[1:].simplified.affine_matrix, atol=1e-9)
+    assert whole_picture(Image(np.zeros((4, 6, 8)))).geometry == Geometry()
 
 
 def test_sub_bands_have_their_own_scale_per_axis() -> None:

@@ -18,6 +18,7 @@ from napari_rskd._writers import class_names, scan_for
 from rskd.engine.failures import explain
 from rskd.errors import RskdError
 from rskd.io import write_labels
+from rskd.io.names import split_name
 from rskd.scan import Scan
 
 FORMATS = {
@@ -28,6 +29,7 @@ FORMATS = {
 }
 """By their line in a file dialog, the endings that name them."""
 _ENDING = re.compile(r"\.(nii(\.gz)?|dcm|(ome\.)?tiff?|zarr)$", re.IGNORECASE)
+_MEDICAL = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "metadata")
 
 
@@ -96,11 +98,10 @@ def formats_for(layer: Any) -> list[str]:
     """Return the lines of a file dialog, the one that fits best first; DICOM SEG needs a source in DICOM."""
     scan = layer.metadata.get(SCAN)
     dicom = isinstance(scan, Scan) and (bool(scan.files) or scan.modality is not None)
-    medical = isinstance(scan, Scan) and scan.anatomical
     source = source_path(layer)
-    zarr = source is not None and source.name.lower().endswith(".zarr")
+    ending = "" if source is None else split_name(source.name)[1]
     nifti, seg, tiff, ome_zarr = FORMATS
-    best = seg if dicom else nifti if medical else ome_zarr if zarr else tiff
+    best = seg if dicom else nifti if ending in _MEDICAL else ome_zarr if ending == ".zarr" else tiff
     return [best, *(line for line in FORMATS if line != best and (dicom or line != seg))]
 
 

@@ -1,0 +1,241 @@
+"""The Segment panel: what is segmented, what is shown, what is kept and what is saved."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.layers import Labels
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QFileDialog
+
+from napari_rskd._readers import layer_of
+from napari_rskd._session import Model, session_of
+from rskd.errors import DataError
+from rskd.events import Message
+from rskd.io import read_labels, read_scan, write_image
+from rskd.jobs import BatchJob, Outcome
+from rskd.scan import Scan
+
+SOON = 60_000
+CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
+ROW = {"class": ["vessel"], "time": [None], "size": [1.25], "unit": ["ml"], "components": [2], "mean_intensity": [0.5]}
+
+
+def answer(job: Any, arrays: Any) -> Any:
+    """Stand in for the network: a voxel is a vessel where it is bright."""
+    yield None
+    image = arrays["image"]
+    labels = (image.mean(job.axes.index("c")) if "c" in job.axes else image) > 0.5
+    maps = {name: np.ones(labels.shape, np.float32) / 2 for name in job.uncertainty}
+    if job.compare_with is not None:
+        maps |= {name: np.zeros(labels.shape, np.float32) for name in ("disagreement", "divergence")}
+    if job.options.probabilities:
+        maps["probabilities"] = np.stack([1.0 - labels, labels]).astype(np.float32)
+    value = {"classes": CLASSES, "overlapping": False, "seconds": 0.1, "device": "cpu"}
+    value |= {"features": {"index": [0, 1], "class": ["background", "vessel"], "ml": [None, 1.25]}}
+    return Outcome({**value, "measurements": ROW}, {"labels": labels.astype(np.uint8), **maps})
+
+
+@pytest.fixture
+def panel(engine: Any, viewer: Any, open_panel: Callable[[str], Any]) -> Any:
+    """The Segment panel over a volume, a teacher and a student."""
+    engine.will(answer)
+    session = session_of(viewer)
+    session.teacher = session.learn(Model("Teacher A", "/models/a.safetensors"))
+    session.student = session.learn(Model("Student B", "/models/b.safetensors"))
+    viewer.layers.clear()
+    volume = np.random.default_rng(0).random((5, 12, 16)).astype(np.float32)
+    viewer.add_image(volume, name="CT", scale=(5, 0.5, 0.25), translate=(1, 2, 3), units=("mm",) * 3)
+    return open_panel("Segment")
+
+
+def click(qtbot: Any, button: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton, pos=QPoint(8, button.height() // 2))
+
+
+def segment(qtbot: Any, panel: Any) -> None:
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: panel.work is None and not panel._left and not panel._results.busy, timeout=SOON)
+
+
+def choose(panel: Any, what: str) -> None:
+    panel.target.kind.setCurrentText(what)
+
+
+@pytest.mark.parametrize(("order", "axis"), [((0, 1, 2), 0), ((1, 0, 2), 1), ((2, 0, 1), 2)])
+def test_the_slice_in_view_is_segmented_whatever_axis_it_is_cut_along(
+    qtbot, engine, viewer, panel, order: tuple[int, ...], axis: int
+) -> None:
+    viewer.dims.order = order
+    viewer.dims.set_current_step(axis, 3)
+    choose(panel, "The slice in view")
+    segment(qtbot, panel)
+    (layer,) = [layer for layer in viewer.layers if isinstance(layer, Labels)]
+    assert layer.name == f"Vessel (student, {'zyx'[axis]}=3)"
+    expected = np.take(viewer.layers["CT"].data, [3], axis) > 0.5
+    np.testing.assert_array_equal(layer.data, expected)
+    first = np.zeros(3)
+    np.testing.assert_allclose(
+        layer.data_to_world(first), viewer.layers["CT"].data_to_world(3 * np.eye(3)[axis]), atol=1e-9
+    )
+    ((job, arrays),) = engine.made[0].jobs
+    sizes = tuple(np.delete((5, 0.5, 0.25), axis))
+    assert (job.axes, job.geometry.spacing, job.geometry.units) == ("yx", sizes, "mm")
+    assert arrays["image"].ndim == 2
+
+
+def test_all_open_images_one_after_the_other_past_those_that_fail(qtbot, engine, viewer, panel) -> None:
+    def script(job: Any, arrays: Any) -> Any:
+        if arrays["image"].ndim == 2:
+            raise DataError("It is too small.")
+        return (yield from answer(job, arrays))
+
+    engine.will(script)
+    viewer.add_image(np.ones((4, 4)), name="crumb")
+    viewer.add_image(np.ones((2, 8, 8)), name="MR")
+    choose(panel, "All open images")
+    segment(qtbot, panel)
+    assert [layer.name for layer in viewer.layers if isinstance(layer, Labels)] == [
+        "Vessel (student, CT)", "Vessel (student, MR)",
+    ]  # fmt: skip
+    assert panel.status.text() == "2 of 3 images are done."
+    assert panel.error_label.text() == "crumb: It is too small."
+    segment(qtbot, panel)  # what was made is no image to segment, and is replaced
+    assert len(engine.made[0].jobs) == 6
+    assert len(viewer.layers) == 5
+
+
+def test_cancelling_one_of_all_cancels_them_all(qtbot, engine, viewer, panel) -> None:
+    engine.will_run_until_stopped()
+    viewer.add_image(np.ones((2, 8, 8)), name="MR")
+    choose(panel, "All open images")
+    click(qtbot, panel.button)
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
+    assert panel.status.text() == "Cancelled."
+    assert len(engine.made[0].jobs) == 1
+
+
+def test_a_folder_and_what_failed_in_it(qtbot, engine, panel, tmp_path) -> None:
+    def script(job: Any, arrays: Any) -> Any:
+        yield Message("Image 0123 is left out: It cannot be read.", warning=True)
+        counts = {"images": 3, "done": 2, "skipped": 0, "failed": 1, "stopped": False, "output": str(job.output)}
+        return Outcome(counts)
+
+    engine.will(script)
+    choose(panel, "A folder of images")
+    assert panel.reason_label.text() == "Choose the folder with the images."
+    panel.target.images.set_path(tmp_path / "scans")
+    assert panel.reason_label.text() == "Choose the folder for the results."
+    panel.target.output.set_path(tmp_path / "results")
+    segment(qtbot, panel)
+    ((job, _),) = engine.made[0].jobs
+    assert isinstance(job, BatchJob)
+    assert (job.images, job.output) == (tmp_path / "scans", tmp_path / "results")
+    assert panel.status.text() == f"3 images: 2 done, 1 failed. The results are in {tmp_path / 'results'}."
+    assert panel.error_label.text() == "Image 0123 is left out: It cannot be read."
+
+
+def test_maps_measurements_and_clean_up_that_were_asked_for(qtbot, engine, viewer, panel, tmp_path) -> None:
+    for box in (panel.extras.probabilities, panel.extras.entropy, panel.extras.compare):
+        box.setChecked(True)
+    row = panel.clean_up.rows["all"]
+    row.size.setValue(0.5)
+    row.largest.setChecked(True)
+    panel.clean_up.unit.setCurrentText("ml")
+    segment(qtbot, panel)
+    ((job, _),) = engine.made[0].jobs
+    assert (job.uncertainty, job.compare_with, job.measure) == (("entropy",), Path("/models/a.safetensors"), "classes")
+    assert (job.clean_up.sizes, job.clean_up.size_unit, job.clean_up.keep_largest) == ({"all": 0.5}, "ml", ("all",))
+    image = viewer.layers["CT"]
+    names = ["Uncertainty", "Where the networks differ", "How far the networks are apart", "Probability of vessel"]
+    for layer in [viewer.layers[f"{name} (student)"] for name in [*names, "Vessel"]]:
+        assert layer.data.shape == image.data.shape
+        np.testing.assert_allclose(layer.data_to_world((4, 3, 2)), image.data_to_world((4, 3, 2)))
+        assert (layer.units, layer.axis_labels) == (image.units, image.axis_labels)
+    assert [*viewer.layers["Vessel (student)"].features["ml"]][1] == 1.25
+    table = panel.measured.table
+    assert [table.item(0, column).text() for column in range(4)] == ["Vessel", "1.25 ml", "2", "0.5"]
+    panel.measured.save(tmp_path / "table")
+    assert (tmp_path / "table.csv").read_text().splitlines()[1] == "vessel,,1.25,ml,2,0.5"
+
+
+def test_classes_of_a_known_network_are_cleaned_up_one_by_one(viewer, panel) -> None:
+    session = session_of(viewer)
+    classes = [{"name": name} for name in ("background", "liver", "lesion")]
+    session.learn(Model("Student B", "/models/b.safetensors", passport={"spec": {"classes": classes}}))
+    panel.clean_up.rows["liver"].holes.setChecked(True)
+    assert panel.clean_up.options().fill_holes == ("liver",)
+    session.learn(Model("Student B", "/models/b.safetensors"))
+    assert not panel.clean_up.options().active
+
+
+def test_running_again_replaces_its_own_labels_but_never_edited_ones(qtbot, viewer, panel) -> None:
+    segment(qtbot, panel)
+    first = viewer.layers["Vessel (student)"]
+    first.opacity = 0.3
+    viewer.layers["CT"].data = 1 - viewer.layers["CT"].data
+    segment(qtbot, panel)
+    assert [layer for layer in viewer.layers if isinstance(layer, Labels)] == [first]
+    assert first.opacity == 0.3
+    np.testing.assert_array_equal(first.data, viewer.layers["CT"].data > 0.5)
+
+    first.brush_size = 3
+    first.paint((2, 6, 6), 1)
+    by_hand = first.data.copy()
+    segment(qtbot, panel)
+    second = viewer.layers["Vessel (student) [1]"]
+    np.testing.assert_array_equal(first.data, by_hand)
+    assert "edited are still there" in panel.status.text()
+    segment(qtbot, panel)  # the new one was not edited
+    assert [layer for layer in viewer.layers if isinstance(layer, Labels)] == [first, second]
+    assert "edited" in panel.status.text()
+
+    panel.network.setCurrentIndex(1)
+    segment(qtbot, panel)
+    assert "Vessel (teacher)" in viewer.layers
+
+
+def test_labels_that_got_other_data_count_as_edited_and_other_slices_stay(qtbot, viewer, panel) -> None:
+    choose(panel, "The slice in view")
+    viewer.dims.set_current_step(0, 1)
+    segment(qtbot, panel)
+    viewer.dims.set_current_step(0, 2)
+    segment(qtbot, panel)
+    assert {"Vessel (student, z=1)", "Vessel (student, z=2)"} <= {layer.name for layer in viewer.layers}
+    mine = viewer.layers["Vessel (student, z=2)"]
+    mine.data = np.zeros_like(mine.data)
+    segment(qtbot, panel)
+    assert not mine.data.any()
+    assert "Vessel (student, z=2) [1]" in viewer.layers
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".ome.tif", ".zarr"])
+def test_save_as_it_is_now(qtbot, viewer, panel, monkeypatch, tmp_path, ending: str) -> None:
+    scan = Scan(viewer.layers["CT"].data, "zyx", spacing=(5.0, 0.5, 0.25), units="mm")
+    write_image(tmp_path / "head.nii.gz", scan)
+    data, options, _ = layer_of(read_scan(tmp_path / "head.nii.gz"))
+    viewer.layers.clear()
+    viewer.add_image(data, **options)
+    segment(qtbot, panel)
+    labels = viewer.layers["Vessel (student)"]
+    labels.brush_size = 3
+    labels.paint((2, 6, 6), 1)
+    asked: list[str] = []
+
+    def dialog(parent: Any, title: str, suggested: str, lines: str) -> tuple[str, str]:
+        asked.append(suggested)
+        return str(tmp_path / f"saved{ending}"), lines.split(";;")[0]
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    click(qtbot, panel.save_button)
+    qtbot.waitUntil(lambda: panel.status.text() == f"Saved as saved{ending}.", timeout=SOON)
+    assert asked == [str(tmp_path / "head_segmentation.nii.gz")]
+    np.testing.assert_array_equal(read_labels(tmp_path / f"saved{ending}").data, labels.data)
+    before = (tmp_path / "head.nii.gz").read_bytes()
+    panel.save(tmp_path / "head.nii.gz")
+    qtbot.waitUntil(panel.error_label.isVisible, timeout=SOON)
+    assert "is the image itself" in panel.error_label.text()
+    assert (tmp_path / "head.nii.gz").read_bytes() == before
