@@ -22,6 +22,7 @@ from napari_rskd._forecast import Forecast, left_words
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Background, Order, Work
 from napari_rskd._panel import Panel, text
+from napari_rskd._preview import PreviewBox
 from napari_rskd._session import Model, follow_session, fresh_models, session_of
 from napari_rskd._unfinished import Offer, Unfinished
 from napari_rskd._watch import Watch
@@ -29,11 +30,12 @@ from rskd.config import DistillOptions, TrainOptions
 from rskd.errors import ParameterError, RskdError
 from rskd.events import Epoch, Event, Reference, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
-from rskd.runs import REPORT, RunFolder
+from rskd.records import read_json
+from rskd.runs import COMPARISON, PREVIEWS, REPORT, RunFolder
 
 RECIPES = {
-    "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4),
-    "Thorough": TrainOptions(epochs=100, steps_per_epoch=100, batch_size=8),
+    "Quick look": TrainOptions(epochs=10, steps_per_epoch=20, batch_size=4, preview=4),
+    "Thorough": TrainOptions(epochs=100, steps_per_epoch=100, batch_size=8, preview=8),
 }
 AS_SET = "As set below"
 FIRST_STUDENT = "rskd-micro"
@@ -56,7 +58,9 @@ class DistillWidget(Panel):
         self.run = FolderField("Folder for the runs")
         self.check = DataCheck(self._describe_check)
         self.offer = Offer()
+        self.preview = PreviewBox(napari_viewer)
         self.plateau = text(name="plateau")
+        self.comparison = text(name="comparison")
         self.stop = QPushButton("Stop and keep best", toolTip="Finish this step, then keep the best student so far.")
         self.pause = QPushButton(
             "Pause", toolTip="Leave off now; the run can go on later, also after napari was closed."
@@ -74,7 +78,10 @@ class DistillWidget(Panel):
         self.column.addWidget(self.offer)
         self.column.addWidget(self.chart)
         self.column.addWidget(self.plateau)
+        self.column.addWidget(self.comparison)
+        self.column.addWidget(self.preview)
         self.plateau.hide()
+        self.comparison.hide()
         networks = QFormLayout()
         networks.addRow("Teacher", self.teacher)
         networks.addRow("Student", self.student)
@@ -223,6 +230,7 @@ class DistillWidget(Panel):
         self._forecast = Forecast()
         self._pausing = False
         self.offer.hide()
+        self.comparison.hide()
         for button in (self.use, self.report):
             button.hide()
         for button in (self.stop, self.pause):
@@ -230,6 +238,11 @@ class DistillWidget(Panel):
             button.show()
         for event in work.history:
             self._take_in(event)
+        self._look_at_pictures()
+
+    def _look_at_pictures(self) -> None:
+        run = self.session.run
+        self.preview.look(None if run is None else run / PREVIEWS)
 
     def _take_in(self, event: Event) -> None:
         self.chart.add(event)
@@ -244,6 +257,7 @@ class DistillWidget(Panel):
             case Epoch(epoch=epoch, epochs=epochs, dice=dice):
                 self.say(f"Round {epoch} of {epochs}: {score_words(dice)} on the validation images.")
                 self._show(self.plateau, self._forecast.plateau())
+                self._look_at_pictures()
             case Reference(name=name, dice=dice):
                 self.say(f"Before the first step the {name} has {score_words(dice)} on the validation images.")
             case _:
@@ -300,6 +314,7 @@ class DistillWidget(Panel):
             return
         for event in work.history:
             self._take_in(event)
+        self._look_at_pictures()
         self.chart.finish()
         if work.outcome is not None:
             self.show_result(work.outcome)
@@ -317,6 +332,7 @@ class DistillWidget(Panel):
         self.use.setEnabled(True)
         self.use.show()
         self.report.setVisible((Path(value["run"]) / REPORT).is_file())
+        self._show(self.comparison, _comparison(Path(value["run"])))
 
     def _open_report(self) -> None:
         if self.session.run is not None:
@@ -336,6 +352,12 @@ class DistillWidget(Panel):
 def _lasting(order: Callable[[], Order]) -> Work:
     """Return a distillation that goes on when napari ends."""
     return Work(order, title="Distilling", private=True, lasting=True)
+
+
+def _comparison(run: Path) -> str:
+    """Return what the report of a run has found out about student and teacher, as HTML."""
+    found = read_json(run / COMPARISON) or {"paragraphs": ()}
+    return "".join(f"<p>{words}</p>" for words in found["paragraphs"])
 
 
 def score_words(dice: float) -> str:

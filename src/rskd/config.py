@@ -182,5 +182,7 @@ class TrainOptions(Config):
     """A checkpoint is written at every epoch, and within one at least this often; 0 = after every step."""
     loss: TaskLossOptions = TaskLossOptions()
     """The loss on the masks."""
+    preview: Annotated[int, Field(ge=0, le=16)] = 0
+    """Validation images of which a picture is drawn after every round: teacher, student, mask and mistakes."""
     report: bool = True
     """Write a report (report.html) into the run folder at the end."""

@@ -18,6 +18,10 @@ from rskd.jobs import JOB, DistillJob, TrainJob
 
 REPORT = "report.html"
 """File of a run with everything about it, for people."""
+COMPARISON = "comparison.json"
+"""File of a run with how its student compares with its teacher: `paragraphs` of HTML."""
+PREVIEWS = "preview"
+"""Folder of a run with pictures of what the student makes of some validation images."""
 STOPPED = "Stopped after"
 """How the message begins with which a run says that it was ended on purpose."""
 _EPOCH = json.dumps("epoch") + ","  # in the line of an epoch, as its kind; other lines that have it do no harm
@@ -129,6 +133,11 @@ class RunFolder:
     def cache(self) -> Path:
         """Folder of the teacher's answers, while the run is not finished."""
         return self.path / "teacher-cache"
+
+    @property
+    def previews(self) -> Path:
+        """Folder with pictures of what the student makes of some validation images."""
+        return self.path / PREVIEWS
 
     @property
     def log(self) -> Path:

@@ -21,13 +21,15 @@ from rskd.data import Slice, load_slices, trained_on
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, LeftOffError, RskdError
-from rskd.events import Command, Message, Progress, Task, drain
+from rskd.events import Command, Epoch, Message, Progress, Task, drain
 from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models.encoders import DOWNLOAD
 from rskd.models.passport import identity
 from rskd.models.presets import PRESETS, weight_file
+from rskd.models.segmenter import Segmenter
 from rskd.pair import check_patch, networks_for
 from rskd.report import write_report
+from rskd.report.preview import Preview
 from rskd.runs import Order, RunFolder
 from rskd.training.launch import launch, local_processes
 from rskd.training.recording import record
@@ -146,8 +148,8 @@ def _report(folder: RunFolder, *, stopped: bool) -> Task[None]:
 
 
 def _work(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
-    trainer = yield from _prepare(folder, fabric)
-    stopped = yield from trainer.fit()
+    trainer, preview = yield from _prepare(folder, fabric)
+    stopped = yield from _drawn(trainer, preview)
     return Outcome(
         {
             "run": str(folder.path),
@@ -159,7 +161,26 @@ def _work(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
     )
 
 
-def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
+def _drawn(trainer: Trainer, preview: Preview | None) -> Task[bool]:
+    """Train, and draw what the student makes of some images before the first step and after every round."""
+    if preview is None:
+        return (yield from trainer.fit())
+    preview.draw(trainer.learner.student)
+    work, command = trainer.fit(), None
+    try:
+        while True:
+            event = work.send(command)
+            if isinstance(event, Epoch):
+                preview.draw(trainer.learner.student)
+            command = yield event
+    except StopIteration as end:
+        stopped: bool = end.value
+        return stopped
+    finally:
+        work.close()
+
+
+def _prepare(folder: RunFolder, fabric: Fabric) -> Task[tuple[Trainer, Preview | None]]:
     """Read what the job names, and begin."""
     job = folder.job()
     threads = use_threads(job.compute, processes=local_processes())
@@ -197,7 +218,19 @@ def _prepare(folder: RunFolder, fabric: Fabric) -> Task[Trainer]:
         sides = {"training": (training, planes), "validation": (validation, held_out)}
         for message in record(trainer, teacher, sides, threads=threads):
             yield from _say(log, message)
-    return trainer
+    return trainer, _preview(trainer, teacher)
+
+
+def _preview(trainer: Trainer, teacher: Segmenter | None) -> Preview | None:
+    """Return the pictures that are wanted; one process draws them."""
+    count = trainer.options.preview
+    if not count or not trainer.fabric.is_global_zero:
+        return None
+    colors = [info.color for info in trainer.learner.student.spec.classes]
+    preview = Preview(trainer.folder, trainer.held_out, count=count, colors=colors)
+    if teacher is not None:
+        preview.meet(teacher)
+    return preview
 
 
 def _say(log: RunFolder | None, message: Message, *, shown: str | None = None) -> Task[None]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from napari.layers import Image, Labels, Points
 from napari.settings import get_plugin_settings
+from PIL import Image as Picture
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
@@ -23,7 +24,8 @@ from rskd.config import ComputeOptions, DataOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
-from rskd.runs import Order, RunFolder
+from rskd.records import write_json
+from rskd.runs import COMPARISON, Order, RunFolder
 
 SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -383,6 +385,36 @@ def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, o
     finish(qtbot, again)
     assert len(again.chart.losses["total"]) == len(STEPS)
     assert again.use.isVisible()
+
+
+def test_pictures_of_the_run_are_leafed_through_and_shown_large(qtbot, engine, viewer, cockpit) -> None:
+    def drawing(job: Any, arrays: Any) -> Any:
+        folder = RunFolder.create(job)
+        folder.previews.mkdir()
+        for number, shade in enumerate((60, 200), 1):
+            Picture.new("RGB", (90, 80), (shade, 0, 0)).save(folder.previews / f"{number:02}.png")
+        yield from distilling(job, arrays)
+        Picture.new("RGB", (90, 80), (200, 9, 0)).save(folder.previews / "02.png")
+        write_json(folder.path / COMPARISON, {"paragraphs": ["The student has <b>2</b> parameters."]})
+        yield STEPS[-1]
+        yield Epoch(2, 2, {}, 0.5)
+        return Outcome({"run": str(folder.path), "student": "s", "dice": 0.5, "epochs": 2, "stopped": False})
+
+    engine.will(drawing)
+    assert not cockpit.preview.isVisible()
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: cockpit.preview.isVisible(), timeout=SOON)
+    click(qtbot, cockpit.preview.in_viewer)
+    click(qtbot, cockpit.preview.next)
+    finish(qtbot, cockpit)
+    assert cockpit.preview.title.text() == "Image 2 of 2"
+    layer = viewer.layers["Preview: teacher, student, mask, mistakes"]
+    assert layer.rgb
+    np.testing.assert_array_equal(layer.data, np.broadcast_to((200, 9, 0), (80, 90, 3)))
+    for button in (cockpit.preview.next, cockpit.preview.back, cockpit.preview.back):
+        click(qtbot, button)
+    assert layer.data[0, 0, 0] == 60
+    assert cockpit.comparison.text() == "<p>The student has <b>2</b> parameters.</p>"
 
 
 def interrupted_run(runs: Path, *, step: int = 7, name: str = "2026-01-02 rskd-nano") -> RunFolder:

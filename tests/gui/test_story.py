@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from napari_rskd import _job
 from napari_rskd._session import Model, session_of
 from rskd.engine.client import Engine
 from rskd.events import Step
+from rskd.following import pause
 from rskd.phantom import vessel_phantom, write_phantoms
 from rskd.runs import RunFolder
 
@@ -65,6 +67,15 @@ def picture(viewer: Any) -> Any:
     )
 
 
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Path]:
+    """A folder for runs; none of them outlives the test."""
+    yield tmp_path / "runs"
+    for run in (tmp_path / "runs").glob("*"):
+        if RunFolder(run).busy:
+            pause(RunFolder(run))
+
+
 class Pulse(QObject):
     """Beats every 20 ms and remembers the longest time between two beats, and the most CPU the window used in one."""
 
@@ -107,7 +118,7 @@ def corners(layer: Any, shape: tuple[int, int]) -> np.ndarray:
     return np.array([layer.data_to_world((y - 0.5, x - 0.5)) for y in (0, shape[0]) for x in (0, shape[1])])
 
 
-def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open_panel, pair, tmp_path) -> None:
+def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open_panel, pair, tmp_path, runs) -> None:
     session = session_of(viewer)
     models = open_panel("Models")
     for role in ("teacher", "student"):
@@ -123,7 +134,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
     distill.data.kind.setCurrentIndex(1)
     distill.data.folders.images.set_path(tmp_path / "data" / "images")
     distill.data.folders.masks.set_path(tmp_path / "data" / "masks")
-    distill.run.set_path(tmp_path / "runs")
+    distill.run.set_path(runs)
     for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
         distill.training.findChild(QSpinBox, name).setValue(value)
     distill.student.setCurrentIndex(distill.student.findText("New: rskd-nano"))
@@ -143,7 +154,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
     assert distill.status.text().startswith("Stopped after")
     assert {"task", "logits", "ranking", "texture", "fusion", "total"} <= set(distill.chart.losses)
     click(qtbot, distill.use)
-    (best,) = (tmp_path / "runs").glob("*/best.safetensors")
+    (best,) = runs.glob("*/best.safetensors")
     assert session.student.path == best
 
     segment = open_panel("Segment")
@@ -305,9 +316,8 @@ napari.run()
 
 @pytest.mark.parametrize("end", ["kill", "close"])
 def test_a_distillation_outlives_napari_and_is_taken_up_by_the_next_one(
-    qtbot, viewer, open_panel, pair, tmp_path, end: str
+    qtbot, viewer, open_panel, pair, runs, end: str
 ) -> None:
-    runs = tmp_path / "runs"
     command = [sys.executable, "-c", DISTILL, str(pair.teacher), str(runs), end]
     lost = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert lost.stdout is not None

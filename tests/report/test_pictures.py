@@ -48,6 +48,32 @@ def test_only_the_class_is_drawn_over_the_grey_image() -> None:
     np.testing.assert_array_equal(red, shown.truth == 1)
 
 
+def test_a_quartet_has_teacher_and_student_over_mask_and_mistakes() -> None:
+    right, wrong = plane().truth, np.zeros((8, 8), np.uint8)
+    flat = plane(image=np.full((1, 8, 8), 1.0), labels={"teacher": right, "student": wrong})
+    picture = pixels(pictures.quartet(flat, ["#000000", "#ff0000"]))
+    tile = 360 + 4
+    assert picture.shape == (2 * tile, 2 * tile, 3)
+    coloured = (np.ptp(picture.astype(int), axis=-1) > 0).reshape(2, tile, 2, tile).any(axis=(1, 3))
+    assert coloured.tolist() == [[True, False], [True, True]]  # the student sees nothing, which is its mistake
+
+
+def test_a_quartet_without_a_mask_compares_with_the_teacher() -> None:
+    right, wrong = plane().truth, np.zeros((8, 8), np.uint8)
+    flat = {"image": np.full((1, 8, 8), 1.0), "truth": wrong, "region": np.zeros((8, 8), bool)}
+    for student, expected in ((right, False), (wrong, True)):
+        shown = plane(**flat, labels={"teacher": right, "student": student})
+        picture = pixels(pictures.quartet(shown, ["#000000", "#ff0000"]))
+        assert (np.ptp(picture[364:, 364:].astype(int), axis=-1) > 0).any() == expected
+
+
+def test_a_quartet_without_a_teacher_begins_with_the_image() -> None:
+    shown = plane(image=np.full((1, 8, 8), 1.0), labels={"student": plane().truth})
+    picture = pixels(pictures.quartet(shown, ["#000000", "#ff0000"]))
+    assert not np.ptp(picture[:364, :364].astype(int), axis=-1).any()
+    assert np.ptp(picture[:364, 364:].astype(int), axis=-1).any()
+
+
 def test_mistakes_by_kind_and_only_inside_of_the_region() -> None:
     labels = np.zeros((8, 8), np.uint8)
     labels[2:6, 3:7] = 1

@@ -6,12 +6,13 @@ Everything that colour says is said by a pattern or an outline as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 from rskd.report.measure import Plane
@@ -26,6 +27,8 @@ _TINT = 0.55
 _DIMMED = 0.55
 _SWATCH = (16, 28)
 """Height and width of a sample in a legend, in pixels."""
+_GAP = 4
+"""Pixels between pictures that are shown together."""
 Picture = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)
 
@@ -59,22 +62,41 @@ def overlay(plane: Plane, labels: NDArray[np.integer], colors: Sequence[str]) ->
     colors
         Of every class, "#rrggbb", the background first.
     """
-    factor = _enlargement(labels.shape)
-    picture = _enlarge(_greys(plane), factor)
-    for index, color in enumerate(colors[1:], 1):
-        there = labels == index if labels.ndim == 2 else labels[index - 1] > 0
-        _tint(picture, _enlarge(there, factor), index, color)
-    return _png(picture)
+    return _png(_overlaid(plane, labels, colors))
 
 
 def difference(plane: Plane, labels: NDArray[np.integer]) -> bytes:
     """Draw where labels and mask differ over the dimmed image; returns PNG."""
-    factor = _enlargement(labels.shape)
-    picture = _DIMMED * _enlarge(_greys(plane), factor)
-    kinds = _enlarge(mistakes(plane, labels), factor)
-    for kind in _MISTAKES:
-        _paint(picture, kinds == kind, kind)
-    return _png(picture)
+    return _png(_differing(plane, labels))
+
+
+def quartet(plane: Plane, colors: Sequence[str]) -> bytes:
+    """Draw teacher and student, and below them the mask and the student's mistakes, each with its name; returns PNG.
+
+    Without a teacher the image is shown in its place; without a mask the student is compared with the teacher.
+
+    Parameters
+    ----------
+    plane
+        What was segmented, with the labels of the "student" and perhaps the "teacher".
+    colors
+        Of every class, "#rrggbb", the background first.
+    """
+    student, teacher = plane.labels["student"], plane.labels.get("teacher")
+    empty = np.zeros_like(student)
+    tiles = {"image": _overlaid(plane, empty, colors)}
+    if teacher is not None:
+        tiles = {"teacher": _overlaid(plane, teacher, colors)}
+    tiles["student"] = _overlaid(plane, student, colors)
+    if plane.region.any() or teacher is None:
+        tiles["mask"] = _overlaid(plane, plane.truth, colors)
+        tiles["mistakes"] = _differing(plane, student)
+    else:
+        tiles["no mask"] = _overlaid(plane, empty, colors)
+        against = replace(plane, truth=teacher, region=np.ones_like(plane.region))
+        tiles["unlike the teacher"] = _differing(against, student)
+    first, second, third, fourth = (_named(tile, name) for name, tile in tiles.items())
+    return _png(np.vstack([np.hstack([first, second]), np.hstack([third, fourth])]))
 
 
 def mistakes(plane: Plane, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -116,6 +138,32 @@ def pattern(index: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     y, x = np.indices(shape)
     fills = (np.ones(shape, bool), (y + x) % 8 < 3, (y - x) % 8 < 3, y % 6 < 2, x % 6 < 2)
     return fills[(index - 1) % len(fills)]
+
+
+def _overlaid(plane: Plane, labels: NDArray[np.integer], colors: Sequence[str]) -> NDArray[np.float64]:
+    factor = _enlargement(labels.shape)
+    picture = _enlarge(_greys(plane), factor)
+    for index, color in enumerate(colors[1:], 1):
+        there = labels == index if labels.ndim == 2 else labels[index - 1] > 0
+        _tint(picture, _enlarge(there, factor), index, color)
+    return picture
+
+
+def _differing(plane: Plane, labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    factor = _enlargement(labels.shape)
+    picture = _DIMMED * _enlarge(_greys(plane), factor)
+    kinds = _enlarge(mistakes(plane, labels), factor)
+    for kind in _MISTAKES:
+        _paint(picture, kinds == kind, kind)
+    return picture
+
+
+def _named(picture: NDArray[np.float64], name: str) -> NDArray[np.uint8]:
+    """Return a picture with its name in the upper left corner and a margin to its neighbours."""
+    image = Image.fromarray(np.pad(picture.clip(0, 255).astype(np.uint8), ((0, _GAP), (0, _GAP), (0, 0))))
+    size = max(12, min(picture.shape[:2]) // 12)
+    ImageDraw.Draw(image).text((6, 4), name, "white", font_size=size, stroke_width=2, stroke_fill="black")
+    return np.asarray(image)
 
 
 def _greys(plane: Plane) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from rskd.jobs import Outcome, ReportJob
 from rskd.records import write_json
 from rskd.report.page import Content, page
 from rskd.report.story import VALIDATION, Story
-from rskd.report.words import mean
-from rskd.runs import REPORT, RunFolder
+from rskd.report.words import comparison, mean
+from rskd.runs import COMPARISON, REPORT, RunFolder
 
 
 def report(job: ReportJob) -> Task[Outcome]:
@@ -64,6 +64,7 @@ def write_report(
     measured = (yield from _measured(folder, story, compute)) if pictures else _remembered(story, "")
     path = output or folder.path / REPORT
     write_atomically(path, page(measured).encode())
+    write_json(folder.path / COMPARISON, {"paragraphs": comparison(story, measured.tables, measured.speed)})
     dice = {role: mean(table["dice"]) for role, table in measured.tables.items()}
     return Outcome({"report": str(path), "dice": dice})
 

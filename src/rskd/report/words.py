@@ -25,7 +25,13 @@ def summary(story: Story, tables: Tables, speed: Mapping[str, Any]) -> list[str]
     speed
         "seconds" per plane by role, "shape" of a plane, "device" and "threads"; empty = not measured.
     """
-    paragraphs = [_accuracy(story, tables), _size(story), _speed(story, speed), _weak_points(tables), _course(story)]
+    paragraphs = [*comparison(story, tables, speed), _weak_points(tables), _course(story)]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def comparison(story: Story, tables: Tables, speed: Mapping[str, Any]) -> list[str]:
+    """Return how student and teacher compare in accuracy, size and speed; arguments and result as of `summary`."""
+    paragraphs = [_accuracy(story, tables), _size(story), _speed(story, speed)]
     return [paragraph for paragraph in paragraphs if paragraph]
 
 

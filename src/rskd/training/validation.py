@@ -57,7 +57,7 @@ def validate(network: Segmenter, planes: Sequence[Slice], fabric: Fabric) -> Tas
     training = network.training
     network.eval()
     for done, plane in enumerate(own, 1):
-        found.setdefault(plane.case, []).append((_labels(network, plane.image), plane.target.numpy()))
+        found.setdefault(plane.case, []).append((plane_labels(network, plane.image), plane.target.numpy()))
         yield Progress(done, len(own), "validation images")
     network.train(training)
     table = torch.zeros(len(cases), len(network.spec.classes), dtype=torch.float64)
@@ -92,7 +92,7 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
+def plane_labels(network: Segmenter, image: Tensor) -> NDArray[np.generic]:
     """Segment a plane (C, H, W) that is ready for the network: labels H W, or K H W where classes may overlap."""
     height, width = image.shape[1:]
     device = next(network.parameters()).device
