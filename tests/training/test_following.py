@@ -44,7 +44,7 @@ def long_run(job, tmp_path):
     command = [sys.executable, "-c", "from rskd.cli import main; main()", "run", str(tmp_path / "job.json")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE
-    while not (job.run / "lock").exists() or not RunFolder(job.run).checkpoint.exists():
+    while not (job.run / "last.ckpt").exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
