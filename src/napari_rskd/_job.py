@@ -150,6 +150,7 @@ class Background(QObject):
         self.history: list[Event] = []
         self.outcome: Outcome | None = None
         self.error: RskdError | None = None
+        self.order: Order | None = None  # what is done, where it is done from here
         self._orders = Orders()
         self._pump = pump
         self._lasting = lasting
@@ -226,6 +227,7 @@ class Background(QObject):
             self._bar = None
         _ALIVE.discard(self)
         self.ended.emit()
+        self.order = None  # its arrays may be large
 
 
 _ALIVE: set[Background] = set()  # a work must outlive the widget that started it
@@ -257,8 +259,13 @@ class Work(Background):
         lasting: bool = False,
         release: Callable[[], None] = _nothing,
     ) -> None:
-        pump = partial(_pump, prepare=prepare, private=private, lasting=lasting, release=release)
+        pump = partial(_pump, prepare=self._prepared, private=private, lasting=lasting, release=release)
         super().__init__(pump, title=title, lasting=lasting)
+        self._prepare = prepare
+
+    def _prepared(self) -> Order:
+        self.order = self._prepare()
+        return self.order
 
 
 class _Worker(GeneratorWorker):

@@ -8,6 +8,7 @@ from typing import Any
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
+from napari_rskd._record import Record, record_of
 from napari_rskd._source import LayerData, add_layer
 from rskd.errors import RskdError
 from rskd.jobs import Outcome
@@ -25,7 +26,7 @@ class Latest(QObject):
     Parameters
     ----------
     parent
-        Widget it lives with.
+        Widget it lives with; in a panel its jobs are recorded.
     show
         Takes the outcome.
     fail
@@ -35,6 +36,7 @@ class Latest(QObject):
     def __init__(self, parent: QObject, show: Callable[[Outcome], None], fail: Callable[[RskdError], None]) -> None:
         super().__init__(parent)
         self._show, self._fail = show, fail
+        self._record = record_of(parent.viewer) if hasattr(parent, "viewer") else Record()
         self._running: Work | None = None
         self._waiting: Work | None = None
 
@@ -49,6 +51,7 @@ class Latest(QObject):
             self._waiting = work
             return
         self._running = work
+        self._record.follow(work)
         work.returned.connect(self._show)
         work.failed.connect(self._fail)
         work.ended.connect(self._next)

@@ -20,6 +20,8 @@ from qtpy.QtWidgets import (
 
 from napari_rskd import _theme
 from napari_rskd._job import Background, warm_up
+from napari_rskd._recipe_menu import RecipeMenu
+from napari_rskd._record import record_of
 from rskd.errors import RskdError
 from rskd.events import Event, Message, Progress
 from rskd.jobs import Outcome
@@ -88,8 +90,12 @@ class Panel(QWidget):
         foot = QVBoxLayout()
         foot.setContentsMargins(8, 4, 8, 8)
         foot.addLayout(self.buttons)
-        for widget in (self.reason_label, self.bar, self.status, self.error_label, text(note, name="note")):
+        for widget in (self.reason_label, self.bar, self.status, self.error_label):
             foot.addWidget(widget)
+        last = QHBoxLayout()
+        last.addWidget(text(note, name="note"), 1)
+        last.addWidget(RecipeMenu(self.viewer, self.say))
+        foot.addLayout(last)
         for hidden in (self.reason_label, self.bar, self.status, self.error_label):
             hidden.hide()
         self.bar.setFixedHeight(6)
@@ -149,6 +155,7 @@ class Panel(QWidget):
             self.destroyed.connect(work.cancel)
         self.attach(work)
         self._shows = show or self.show_result
+        record_of(self.viewer).follow(work)
         work.start()
         self.refresh()
 

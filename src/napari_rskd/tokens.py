@@ -17,6 +17,7 @@ from napari_rskd._form import Form, guard_wheel
 from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._panel import Panel, text
+from napari_rskd._record import record_of
 from napari_rskd._session import ROLES, session_of
 from napari_rskd._settings import compute_options
 from napari_rskd._source import Array, LayerData, Source, visible_slice
@@ -188,6 +189,7 @@ class TokensWidget(Panel):
         work = self._work(RankJob, "Saving figure and tables", options=self._ranking(), output=folder)
         work.returned.connect(lambda _: self.say(f"Saved in {folder}."))
         work.failed.connect(self.show_error)
+        record_of(self.viewer).follow(work)
         work.start()
 
     def _ask(self, position: Any) -> None:

@@ -1,0 +1,168 @@
+"""The small menu at the foot of every panel: what was done, to be done again elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QObject, Signal
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import QFileDialog, QMenu, QMessageBox, QToolButton
+
+from napari_rskd._job import aside
+from napari_rskd._record import Action, Draft, draft, open_files, record_of
+from napari_rskd._source import Array
+from rskd.errors import RskdError
+from rskd.io.files import write_atomically
+from rskd.replay import Recipe
+
+NOTHING = "Nothing was done yet: the recipe begins with the first result."
+ASK = (
+    "{pictures} of this recipe {has} no file that says the same, such as a sample or a picture that was made here."
+    "\n\nSave {it} beside the recipe? Without {it} the recipe cannot be repeated."
+)
+
+
+class RecipeMenu(QToolButton):
+    """Copies the last action as a command or as Python, and saves all of them as one recipe.
+
+    Parameters
+    ----------
+    viewer
+        Whose actions.
+    say
+        Takes a line that tells the user what came of it.
+    """
+
+    drafted = Signal(object)
+    """The `Draft`, or the `RskdError` that prevented it."""
+
+    def __init__(self, viewer: Any, say: Callable[[str], None]) -> None:
+        super().__init__(text="Recipe", objectName="recipe", toolTip="Repeat elsewhere what was done here.")
+        self._viewer, self._say = viewer, say
+        self._finish: Callable[[Draft], None] = self._save
+        self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
+        menu = QMenu(self)
+        menu.setToolTipsVisible(True)
+        self.command = menu.addAction("Copy the last action as a command", self._copy_command)
+        self.python = menu.addAction("Copy the last action as Python", self._copy_python)
+        self.save = menu.addAction("Save all actions as a recipe…", self._save_all)
+        self.command.setToolTip("A line for the terminal that gives the same result.")
+        self.python.setToolTip("Lines for a notebook or a script that give the same result.")
+        self.save.setToolTip(
+            "A file for “rskd run”. It holds the names of image files as they are, and nothing out of their headers."
+        )
+        menu.aboutToShow.connect(self._offer)
+        self.setMenu(menu)
+        self.drafted.connect(self._drafted)
+
+    def _offer(self) -> None:
+        done = bool(record_of(self._viewer).actions)
+        for entry in (self.command, self.python, self.save):
+            entry.setEnabled(done)
+
+    def _copy_command(self) -> None:
+        from rskd.as_code import as_command  # with all of the command line: not before it is asked for
+
+        self._copy(as_command, "Copied: paste it into a terminal.")
+
+    def _copy_python(self) -> None:
+        from rskd.as_code import as_python
+
+        self._copy(as_python, "Copied: paste it into Python.")
+
+    def _copy(self, tell: Callable[[Recipe], str], said: str) -> None:
+        last = record_of(self._viewer).last()
+
+        def finish(found: Draft) -> None:
+            files = self._keep_pictures(found.loose)
+            if files is None:
+                self._say("Nothing was copied: the picture has no file that a command could name.")
+                return
+            QGuiApplication.clipboard().setText(tell(found.recipe(files)))
+            self._say(said)
+
+        self._draft([] if last is None else last.needs, finish)
+
+    def _save_all(self) -> None:
+        self._draft(list(record_of(self._viewer).actions), self._save)
+
+    # ------------------------------------------------------------------------------- where the pictures came from
+
+    def _draft(self, actions: Sequence[Action], finish: Callable[[Draft], None]) -> None:
+        """Look for the files of the pictures, which may take a while, and go on with `finish`."""
+        if not actions:
+            self._say(NOTHING)
+            return
+        self._finish = finish
+        self.setEnabled(False)
+        self._courier = _Courier()
+        self._courier.arrived.connect(self.drafted)
+        aside(draft, actions, open_files(self._viewer)).add_done_callback(self._courier.bring)
+
+    def _drafted(self, found: Draft | Exception) -> None:
+        self.setEnabled(True)
+        if isinstance(found, Exception):
+            self._say(f"The recipe cannot be written: {found}")
+        elif found.lost:
+            steps = ", ".join(map(str, found.lost))
+            self._say(f"The picture of step {steps} is no longer there: open it again, and repeat that step.")
+        else:
+            try:
+                self._finish(found)
+            except (RskdError, OSError) as error:
+                self._say(str(error))
+
+    def _keep_pictures(self, loose: Sequence[Array]) -> dict[int, Path] | None:
+        """Ask where pictures without a file are saved, and save them; None = nowhere."""
+        if not loose:
+            return {}
+        name, _ = QFileDialog.getSaveFileName(self, "Save the picture, which has no file yet", "picture.npy", "*.npy")
+        return save_beside(Path(name).absolute(), loose) if name else None
+
+    # ------------------------------------------------------------------------------------------------ the recipe
+
+    def _save(self, found: Draft) -> None:
+        name, _ = QFileDialog.getSaveFileName(self, "Save the recipe", "recipe.json", "Recipes (*.json)")
+        if not name:
+            return
+        path, loose = Path(name), found.loose
+        if loose and not self._may_save(len(loose)):
+            self._say("The recipe was not saved.")
+            return
+        files = {key: Path(file.name) for key, file in save_beside(path, loose).items()}
+        write_atomically(path, found.recipe(files).model_dump_json(indent=1).encode())
+        beside = f" and {len(loose)} picture{'s' * (len(loose) > 1)}" if loose else ""
+        self._say(f"Saved {path.name}{beside}: “rskd run {path.name} --output results” repeats it.")
+
+    def _may_save(self, count: int) -> bool:
+        one = count == 1
+        words = ASK.format(
+            pictures="One picture" if one else f"{count} pictures",
+            has="has" if one else "have",
+            it="it" if one else "them",
+        )
+        return bool(QMessageBox.question(self, "Pictures without a file", words) == QMessageBox.StandardButton.Yes)
+
+
+class _Courier(QObject):
+    """Brings what another thread has found to the thread of the window."""
+
+    arrived = Signal(object)
+
+    def bring(self, future: Future[Draft]) -> None:
+        error = future.exception()
+        self.arrived.emit(error if error is not None else future.result())
+
+
+def save_beside(path: Path, arrays: Sequence[Array]) -> dict[int, Path]:
+    """Save arrays as npy files beside a file, called after it; returns each one's file by its `id`."""
+    files = {}
+    for number, array in enumerate(arrays, 1):
+        more = f"-{number}" if len(arrays) > 1 or path.suffix != ".npy" else ""
+        files[id(array)] = path.with_name(f"{path.stem}{more}.npy")
+        np.save(files[id(array)], array, allow_pickle=False)
+    return files

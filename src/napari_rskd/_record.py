@@ -1,0 +1,214 @@
+"""What was done in a viewer: every job that finished, and the recipe that does it again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from napari_rskd._readers import SCAN
+from napari_rskd._source import Array
+from rskd.jobs import AgreementJob, Job, Outcome, PreflightJob
+from rskd.models.presets import BUNDLED
+from rskd.replay import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome
+
+if TYPE_CHECKING:
+    from napari_rskd._job import Background
+
+KEPT = 256 << 20
+"""Bytes up to which an array is kept for the recipe; of a larger one the layer must still be open."""
+UNRECORDED = (PreflightJob,)
+BY_ITSELF = (AgreementJob,)
+"""Jobs that nobody asked for: they follow from others."""
+_NETWORKS = ("model", "teacher", "student", "compare_with")
+_BUNDLED = {str(path): name for name, path in BUNDLED.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """A job that finished.
+
+    Parameters
+    ----------
+    title
+        What was done, for people; empty = it followed a slider.
+    job
+        The job, the networks that came along by their names.
+    arrays
+        Gives back each array that was handed over, None where it is no longer in memory.
+    earlier
+        Where an array is out of an earlier action: that one, and which of its arrays.
+    outcome
+        Gives back what it returned as long as a panel holds it.
+    """
+
+    title: str
+    job: Job
+    arrays: Mapping[str, Callable[[], Array | None]]
+    earlier: Mapping[str, tuple[Action, FromStep]] = field(default_factory=dict)
+    outcome: Callable[[], Outcome | None] = lambda: None
+
+    @property
+    def needs(self) -> list[Action]:
+        """The actions that are needed to do this one again, and itself, in order."""
+        before = [needed for action, _ in self.earlier.values() for needed in action.needs]
+        return [*dict.fromkeys(before), self]
+
+
+class Record:
+    """The actions in one viewer, in order; of what follows a slider only the last state is kept."""
+
+    def __init__(self) -> None:
+        self.actions: list[Action] = []
+
+    def follow(self, work: Background) -> None:
+        """Take a job down when it has returned."""
+        work.returned.connect(lambda outcome: self._add(work, outcome))
+
+    def last(self) -> Action | None:
+        """Return what the user did last."""
+        asked_for = (action for action in reversed(self.actions) if not isinstance(action.job, BY_ITSELF))
+        return next(asked_for, None)
+
+    def _add(self, work: Background, outcome: Outcome) -> None:
+        if work.order is None or isinstance(work.order[0], UNRECORDED):
+            return
+        job, arrays = work.order
+        found = {name: self._earlier(array) for name, array in arrays.items()}
+        earlier = {name: place for name, place in found.items() if place is not None}
+        held = {name: _hold(array) for name, array in arrays.items() if name not in earlier}
+        if not work.title:
+            self._forget_last(job)
+        self.actions.append(Action(work.title, portable(job), held, earlier, weakref.ref(outcome)))
+
+    def _earlier(self, array: Array) -> tuple[Action, FromStep] | None:
+        """Return the latest action that returned this array."""
+        for action in reversed(self.actions):
+            outcome = action.outcome()
+            place = None if outcome is None or not action.title else find_in_outcome(array, 1, outcome.arrays)
+            if place is not None:
+                return action, place
+        return None
+
+    def _forget_last(self, job: Job) -> None:
+        """Forget the state before this one of what follows the same slider."""
+        for index in reversed(range(len(self.actions))):
+            if self.actions[index].title:
+                return
+            if self.actions[index].job.kind == job.kind:
+                del self.actions[index]
+                return
+
+
+_RECORDS: WeakKeyDictionary[Any, Record] = WeakKeyDictionary()
+
+
+def record_of(viewer: Any) -> Record:
+    """Return the record of a viewer (or of napari's proxy of it)."""
+    return _RECORDS.setdefault(getattr(viewer, "__wrapped__", viewer), Record())
+
+
+def _hold(array: Array) -> Callable[[], Array | None]:
+    return (lambda: array) if array.nbytes <= KEPT else weakref.ref(array)
+
+
+def portable(job: Job) -> Job:
+    """Return a job that calls the networks which came along by their names, not by where they are on this computer.
+
+    Examples
+    --------
+    >>> from rskd.jobs import InspectJob
+    >>> portable(InspectJob(model=BUNDLED["retina-student"])).model.name
+    'retina-student'
+    """
+    files = {name: getattr(job, name) for name in _NETWORKS if hasattr(job, name)}
+    names = {name: type(file)(_BUNDLED[str(file)]) for name, file in files.items() if str(file) in _BUNDLED}
+    return job.model_copy(update=names)
+
+
+def open_files(viewer: Any) -> list[Path]:
+    """Return the files of the open layers; those of DICOM are left out, for their names may say who somebody is."""
+    paths = [layer.source.path for layer in viewer.layers if not _is_dicom(layer)]
+    return list(dict.fromkeys(Path(path) for path in paths if path and Path(path).exists()))
+
+
+def _is_dicom(layer: Any) -> bool:
+    scan = layer.metadata.get(SCAN)
+    return scan is not None and bool(scan.files)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Actions, and where the array of each comes from; where it has no file, the array itself.
+
+    Parameters
+    ----------
+    actions
+        In order, whole: with all that one of them needs.
+    places
+        Per action and name: a place, an array, or None if there is neither any more.
+    """
+
+    actions: Sequence[Action]
+    places: Sequence[Mapping[str, FromFile | FromStep | Array | None]]
+
+    @property
+    def loose(self) -> list[Array]:
+        """The arrays without a file, each once."""
+        arrays = [place for step in self.places for place in step.values()]
+        loose = {id(array): array for array in arrays if not isinstance(array, FromFile | FromStep | None)}
+        return list(loose.values())
+
+    @property
+    def lost(self) -> list[int]:
+        """Numbers of the steps of which an array is gone."""
+        return [number for number, step in enumerate(self.places, 1) if any(place is None for place in step.values())]
+
+    def recipe(self, files: Mapping[int, Path]) -> Recipe:
+        """Return the recipe.
+
+        Parameters
+        ----------
+        files
+            For every loose array, by its `id`, the file that it is saved in.
+        """
+        steps = []
+        for action, places in zip(self.actions, self.places, strict=True):
+            arrays = {
+                name: place if isinstance(place, FromFile | FromStep) else FromFile(file=files[id(place)])
+                for name, place in places.items()
+            }
+            steps.append(Step(job=action.job, arrays=arrays))
+        return Recipe(steps=tuple(steps))
+
+
+def draft(actions: Sequence[Action], files: Iterable[Path]) -> Draft:
+    """Find where the arrays of some actions come from; it may read every one of the files.
+
+    Parameters
+    ----------
+    actions
+        In order, whole.
+    files
+        Image files that are open.
+    """
+    known: dict[int, FromFile | Array] = {}
+    paths = list(files)
+
+    def place(action: Action, name: str) -> FromFile | FromStep | Array | None:
+        if name in action.earlier:
+            origin, found = action.earlier[name]
+            return found.model_copy(update={"step": list(actions).index(origin) + 1})
+        array = action.arrays[name]()
+        if array is None:
+            return None
+        if id(array) not in known:
+            known[id(array)] = find_in_files(array, paths) or array
+        return known[id(array)]
+
+    return Draft(
+        actions, [{name: place(action, name) for name in (*action.arrays, *action.earlier)} for action in actions]
+    )
