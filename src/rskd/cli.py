@@ -183,16 +183,29 @@ def _order(run: Path, order: Order, *, debug: bool) -> None:
         folder.order(order)
 
 
-def doctor() -> None:
-    """Show versions, devices, networks and folders, and try whether everything works."""
+def doctor(*, output: Path | None = None) -> None:
+    """Show versions, devices, networks and folders, and try whether everything works.
+
+    Parameters
+    ----------
+    output
+        Text file for whoever is to help: the same, and where errors came from lately. No image, and no name of a file,
+        a person or this computer gets into it.
+    """
     from rskd.doctor import examine
 
-    healthy = True
+    findings = []
     for finding in examine():
-        healthy = healthy and finding.good
+        findings.append(finding)
         mark = "ok  " if finding.good else "FAIL"
         print(f"{mark}  {finding.name:<22} {finding.text}", flush=True)
-    sys.exit(0 if healthy else 1)
+    if output is not None:
+        from rskd.diagnosis import write_diagnosis
+
+        with _sentences("", debug=False):
+            write_diagnosis(output, findings)
+        print(f"Written to {output}: read it before you pass it on.")
+    sys.exit(0 if all(finding.good for finding in findings) else 1)
 
 
 # ----------------------------------------------------------------------------------------------- jobs as command lines
