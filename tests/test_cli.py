@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from rskd import cli, doctor
 from rskd.engine import logs
 from rskd.events import Epoch, Message, Progress, Step
+from rskd.flags import COMMANDS, NOT_ASKED
 from rskd.jobs import JOB, ContourletJob, DistillJob, Outcome, RankJob, ResumeJob, SegmentJob
 from rskd.models.presets import BUNDLED
 
@@ -103,14 +104,14 @@ def leaves(model, prefix=""):
             yield f"--{prefix}{name}".replace("_", "-")
 
 
-@pytest.mark.parametrize("name", sorted(cli._COMMANDS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_parameter_is_a_flag_with_help(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    job_type = cli._COMMANDS[name]
+    job_type = COMMANDS[name]
     assert call([name, "--help"]) == 0
     text = capsys.readouterr().out
     for field, info in job_type.model_fields.items():
-        if field in cli._NOT_ASKED:
+        if field in NOT_ASKED:
             continue
         group = isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
         for flag in leaves(info.annotation) if group else [f"--{field}".replace("_", "-")]:
@@ -122,7 +123,7 @@ def test_there_is_a_command_for_every_job():
     kinds = {choice["properties"]["kind"]["const"] for choice in JOB.json_schema()["$defs"].values()
              if "kind" in choice.get("properties", {})}  # fmt: skip
     in_the_window = {"survey", "attend", "agreement", "reconstruct", "texture"}  # its live parts
-    assert kinds - in_the_window == {job_type.model_fields["kind"].default for job_type in cli._COMMANDS.values()}
+    assert kinds - in_the_window == {job_type.model_fields["kind"].default for job_type in COMMANDS.values()}
 
 
 @pytest.mark.parametrize(

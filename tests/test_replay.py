@@ -16,9 +16,10 @@ from rskd.errors import FileError, ParameterError
 from rskd.events import drain
 from rskd.io import write_image
 from rskd.jobs import AgreementJob, ContourletJob, DenoiseJob, InspectJob, RankJob, ReconstructJob, SegmentJob
-from rskd.replay import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome, index_of, read_recipe, replay
+from rskd.replay import replay
 from rskd.run import run
 from rskd.scan import Scan
+from rskd.steps import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome, index_of, read_recipe
 
 STUDENT = Path("retina-student")
 LEVELS = ContourletOptions(levels=(2,))

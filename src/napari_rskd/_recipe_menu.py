@@ -17,7 +17,7 @@ from napari_rskd._record import Action, Draft, draft, open_files, record_of
 from napari_rskd._source import Array
 from rskd.errors import RskdError
 from rskd.io.files import write_atomically
-from rskd.replay import Recipe
+from rskd.steps import Recipe
 
 NOTHING = "Nothing was done yet: the recipe begins with the first result."
 ASK = (

@@ -13,7 +13,7 @@ from napari_rskd._readers import SCAN
 from napari_rskd._source import Array
 from rskd.jobs import AgreementJob, Job, Outcome, PreflightJob
 from rskd.models.presets import BUNDLED
-from rskd.replay import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome
+from rskd.steps import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome
 
 if TYPE_CHECKING:
     from napari_rskd._job import Background

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rskd.cli import command_line
+from rskd.flags import command_line
 from rskd.io import read_scans
-from rskd.jobs import Job
-from rskd.replay import FromFile, FromStep, Recipe, Step
+from rskd.jobs import Geometry, Job
+from rskd.steps import FromFile, FromStep, Recipe, Step
 
 WIDTH = 100
 RESULTS = Path("results")
@@ -83,6 +83,8 @@ def _own_command(step: Step) -> list[str] | None:
         source = step.arrays.get("image")
         if len(step.arrays) > 1 or not isinstance(source, FromFile) or not _says_no_more(source):
             return None
+        if getattr(job, "geometry", Geometry()) != Geometry():
+            return None  # where the layer lies is more than the file says
         job = job.model_copy(update={"image": source.file})
     if job.kind in _OUTPUT and job.output is None:  # type: ignore[union-attr]
         job = job.model_copy(update={"output": _OUTPUT[job.kind]})

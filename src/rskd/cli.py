@@ -10,77 +10,36 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from rskd.engine.failures import explain
 from rskd.engine.logs import new_log
 from rskd.errors import EngineError, FileError, ParameterError
 from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Step, Task
+from rskd.flags import COMMANDS, leaves_of
 from rskd.jobs import (
     JOB,
-    BatchJob,
     ContourletJob,
-    DeletionJob,
     DenoiseJob,
-    DistillJob,
-    EvaluateJob,
-    ExportJob,
-    InspectJob,
     Job,
     Outcome,
-    PreflightJob,
     RankJob,
-    ReportJob,
-    ResumeJob,
     SegmentJob,
-    TrainJob,
 )
 from rskd.runs import Order, RunFolder
 
 if TYPE_CHECKING:
-    from rskd.replay import Recipe
+    from rskd.steps import Recipe
 
 T = TypeVar("T")
 STOPPABLE = frozenset({"train", "distill", "resume", "batch"})
 """Jobs that have something to keep when they are stopped early."""
 INTERRUPTED = 130
-_INPUTS = frozenset({"model", "teacher", "student", "image", "images", "run"})
-"""Fields that need no flag: they may be given in order."""
-_NOT_ASKED = frozenset({"kind", "geometry"})
-"""Fields that a command line cannot set: it names files, and a file says where it lies."""
-_TITLES = {
-    "data": "Data",
-    "training": "Training",
-    "distillation": "Distillation",
-    "scores": "Scores",
-    "options": "Options",
-    "clean_up": "Clean-up",
-    "compute": "Computer",
-    "spread": "Cluster",
-}
-_COMMANDS: dict[str, type[BaseModel]] = {
-    "train": TrainJob,
-    "preflight": PreflightJob,
-    "distill": DistillJob,
-    "resume": ResumeJob,
-    "report": ReportJob,
-    "segment": SegmentJob,
-    "batch": BatchJob,
-    "rank": RankJob,
-    "deletion": DeletionJob,
-    "contourlet": ContourletJob,
-    "denoise": DenoiseJob,
-    "evaluate": EvaluateJob,
-    "export": ExportJob,
-    "inspect": InspectJob,
-}
 Debug = Annotated[
     bool,
     Parameter(name="--debug", negative="", help="Show where an error came from.", group=Group("Program", sort_key=9)),
@@ -114,7 +73,7 @@ def build_app() -> App:
         version=_version,
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     )
-    for name, job_type in _COMMANDS.items():
+    for name, job_type in COMMANDS.items():
         app.command(_command(job_type), name=name)
     app.command(run_file, name="run")
     app.command(stop)
@@ -133,7 +92,7 @@ def run_file(job: str, /, *, output: Path | None = None, debug: Debug = False) -
     output
         Folder for what comes out: for every step a folder with its arrays as npy and its facts as JSON.
     """
-    from rskd.replay import read_recipe
+    from rskd.steps import read_recipe
 
     with _sentences("", debug=debug):
         if job.lstrip().startswith("{"):
@@ -227,7 +186,7 @@ def _command(job_type: type[BaseModel]) -> Callable[..., None]:
         _perform(job, debug=debug)
 
     kind = job_type.model_fields["kind"].default
-    leaves = {"__".join(leaf.path): leaf for leaf in _leaves(job_type)}
+    leaves = {"__".join(leaf.path): leaf for leaf in leaves_of(job_type)}
     parameters = [leaf.parameter(name) for name, leaf in leaves.items()]
     parameters.sort(key=lambda parameter: (parameter.kind, parameter.default is not inspect.Parameter.empty))
     positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
@@ -236,84 +195,6 @@ def _command(job_type: type[BaseModel]) -> Callable[..., None]:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = (job_type.__doc__ or "").split("\n")[0]
     return command
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    """A field that is no group: where it is in its job, and the default that it has there."""
-
-    path: tuple[str, ...]
-    field: FieldInfo
-    default: Any
-
-    @property
-    def flag(self) -> str:
-        """Its flag; the outermost group is a heading, not a part of it."""
-        return "--" + ".".join(self.path[1:] or self.path).replace("_", "-")
-
-    def words(self, value: Any) -> list[str] | None:
-        """Return flag and value as they are typed; None = this value cannot be typed."""
-        match value:
-            case bool():
-                return [self.flag if value else f"--no-{self.flag[2:]}"]
-            case str() | int() | float() | Path():
-                return [self.flag, str(value)]
-            case tuple() if value and all(isinstance(part, str | int | float) for part in value):
-                return [self.flag, *map(str, value)]
-            case _:
-                return None
-
-    def parameter(self, name: str) -> inspect.Parameter:
-        """Return it as the parameter of a command."""
-        group, *inner = self.path
-        options: dict[str, Any] = {"name": self.flag, "help": self.field.description}
-        if inner:
-            options["group"] = Group(_TITLES[group], sort_key=list(_TITLES).index(group))
-        free = name in _INPUTS
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD if free else inspect.Parameter.KEYWORD_ONLY,
-            default=self.default,
-            annotation=Annotated[self.field.annotation, Parameter(**options)],
-        )
-
-
-def _leaves(model: type[BaseModel], path: tuple[str, ...] = (), values: Any = None) -> Iterator[_Leaf]:
-    """Yield the fields of a job and of its groups (cyclopts would parse the source of every group: seconds)."""
-    for name, field in model.model_fields.items():
-        default = inspect.Parameter.empty if field.is_required() else field.default
-        value = default if values is None else getattr(values, name)
-        kind = field.annotation
-        if not path and name in _NOT_ASKED:
-            continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _leaves(kind, (*path, name), value if isinstance(value, BaseModel) else None)
-        else:
-            yield _Leaf((*path, name), field, value)
-
-
-def command_line(job: Job) -> list[str] | None:
-    """Return the words with which a job is told on the command line; None = there are none for it.
-
-    Examples
-    --------
-    >>> command_line(InspectJob(model=Path("retina-student")))
-    ['inspect', '--model', 'retina-student']
-    """
-    if job.kind not in _COMMANDS:
-        return None
-    words: list[str] = [job.kind]
-    for leaf in _leaves(type(job)):
-        value: Any = job
-        for name in leaf.path:
-            value = None if value is None else getattr(value, name)
-        if value == leaf.default:
-            continue
-        told = leaf.words(value)
-        if told is None:
-            return None
-        words += told
-    return words
 
 
 # -------------------------------------------------------------------------------------------------- running and showing

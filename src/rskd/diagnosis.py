@@ -1,6 +1,6 @@
 """A file for whoever is to find out why something does not work here: nothing in it says who anybody is.
 
-Of the log files it takes only what a traceback says about the program: where in which module, and the kind of the error.
+Of the log files it takes only what a traceback says about the program: where, in which module, and the kind of error.
 What an error says in words may name a file, and so a person: it is left out.
 """
 
