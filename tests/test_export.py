@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rskd import export
-from rskd.config import ComputeOptions, DataOptions, DistillOptions, ModelSpec, SegmentOptions
+from rskd import onnx_export
+from rskd.config import DataOptions, DistillOptions, InferenceOptions, ModelSpec, SegmentOptions
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ModelError, ParameterError, ResourceError, is_out_of_memory
 from rskd.events import drain
+from rskd.export import tiles_of
 from rskd.io import read_scan, write_image
 from rskd.jobs import EvaluateJob, ExportJob, InspectJob, RankJob, SegmentJob
 from rskd.models import exported, weights
@@ -61,7 +62,7 @@ def compare(model, path, side):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_named_network_is_the_same_outside_of_torch(name, path):
     model = network(name)
-    assert export.export_onnx(model, path) <= 1e-4
+    assert onnx_export.export_onnx(model, path).difference <= 1e-4
     compare(model, path, 64)
 
 
@@ -80,7 +81,7 @@ def test_the_bundled_pair_is_the_same_outside_of_torch(name, path, tmp_path):
 @pytest.mark.parametrize("decoder", ["linear", "mlp", "fpn", "unet"])
 def test_every_decoder_can_be_exported(decoder, path):
     model = network(decoder=decoder)
-    assert export.export_onnx(model, path) <= 1e-4
+    assert onnx_export.export_onnx(model, path).difference <= 1e-4
     compare(model, path, 64)
 
 
@@ -90,7 +91,7 @@ def test_other_encoders_can_be_exported(encoder, path):
     torch.manual_seed(0)
     spec = ModelSpec(name="x", encoder=encoder, patch_size=32, image_size=64, in_channels=3, decoder="fpn")
     model = Segmenter(spec).eval()
-    assert export.export_onnx(model, path) <= 1e-4
+    assert onnx_export.export_onnx(model, path).difference <= 1e-4
     compare(model, path, 64)
 
 
@@ -98,7 +99,7 @@ def test_other_encoders_can_be_exported(encoder, path):
 @pytest.mark.parametrize("side", [32, 96])
 def test_another_size_is_what_the_network_says_at_that_size(side, path):
     model = network()
-    export.export_onnx(model, path, size=side)
+    onnx_export.export_onnx(model, path, size=side)
     assert exported.OnnxSegmenter(path).spec.image_size == side
     assert model.spec.image_size == 64
     compare(model, path, side)
@@ -107,7 +108,7 @@ def test_another_size_is_what_the_network_says_at_that_size(side, path):
 @runs
 def test_description_and_card_travel_inside(path):
     model = network()
-    export.export_onnx(model, path, card={"data": "drawn"})
+    onnx_export.export_onnx(model, path, card={"data": "drawn"})
     again = exported.OnnxSegmenter(path)
     assert again.spec == model.spec
     assert again.card == {"data": "drawn"}
@@ -117,7 +118,7 @@ def test_description_and_card_travel_inside(path):
 @runs
 def test_a_scan_is_segmented_alike(path):
     model = network()
-    export.export_onnx(model, path)
+    onnx_export.export_onnx(model, path)
     scan = Scan(vessel_phantom(np.random.default_rng(0), 150)[0], "yxc", spacing=(0.5, 0.5), units="mm")
     options = SegmentOptions(probabilities=True, batch_size=3)
     mine, theirs = (drain(segment(m, scan, options)) for m in (exported.OnnxSegmenter(path), model))
@@ -133,7 +134,7 @@ def test_memory_that_does_not_suffice(path, monkeypatch):
     def refuse(*_):
         raise RuntimeException("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
 
-    export.export_onnx(network(), path)
+    onnx_export.export_onnx(network(), path)
     model, said = exported.OnnxSegmenter(path), []
     monkeypatch.setattr(model, "_session", SimpleNamespace(run=refuse))
     task = segment(model, Scan(np.zeros((90, 90, 3), np.uint8), "yxc"), SegmentOptions(batch_size=2))
@@ -144,7 +145,7 @@ def test_memory_that_does_not_suffice(path, monkeypatch):
 
 @runs
 def test_no_torch_is_needed_to_run_it(path):
-    export.export_onnx(network(), path)
+    onnx_export.export_onnx(network(), path)
     code = (
         "import sys, pathlib, numpy as np\n"
         "from rskd.models.exported import OnnxSegmenter\n"
@@ -188,7 +189,7 @@ def test_export_is_checked_on_tiles_of_the_image_at_the_size_asked_for(files, pa
     value = drain(run(job)).value
     assert (value["size"], value["tiles"]) == (32, 8)
     assert value["difference"] <= 1e-4
-    tiles = export.tiles_of(read_scan(files / "picture.tif"), exported.OnnxSegmenter(path).spec)
+    tiles = tiles_of(read_scan(files / "picture.tif"), exported.OnnxSegmenter(path).spec)
     assert tiles.shape == (8, 3, 32, 32)
     assert len({tile.tobytes() for tile in tiles}) == 8
 
@@ -211,7 +212,7 @@ def test_an_exported_network_is_refused_where_it_cannot_do_the_work(files):
     with pytest.raises(ModelError, match="cannot be trained, looked into or exported again"):
         drain(run(RankJob(student=model, image=picture)))
     with pytest.raises(ResourceError, match="runs on the CPU, not on cuda"):
-        drain(run(SegmentJob(model=model, image=picture, compute=ComputeOptions(device="cuda"))))
+        drain(run(SegmentJob(model=model, image=picture, compute=InferenceOptions(device="cuda"))))
     with pytest.raises(ParameterError, match=r"let its name end in \.onnx"):
         drain(run(ExportJob(model=files / "student.safetensors", output=files / "student.pt")))
 
@@ -243,12 +244,12 @@ def test_nothing_of_the_training_is_exported(path):
     import onnx
 
     student, teacher = network(), network("rskd-micro")
-    export.export_onnx(student, path)
+    onnx_export.export_onnx(student, path)
     before = path.read_bytes()
     outputs = exported.OnnxSegmenter(path)(noise := np.random.default_rng(0).normal(size=(2, 3, 64, 64)))
     objective = Objective(student, teacher, DistillOptions())
     path.unlink()
-    export.export_onnx(objective.student, path)
+    onnx_export.export_onnx(objective.student, path)
     assert path.read_bytes() == before
     assert exported.OnnxSegmenter(path)(noise).tobytes() == outputs.tobytes()
     names = {i.name for i in onnx.load(str(path)).graph.initializer}
@@ -258,9 +259,9 @@ def test_nothing_of_the_training_is_exported(path):
 @runs
 @pytest.mark.parametrize(("difference", "words"), [(0.5, r"5\.0e-01"), (float("nan"), "nan")])
 def test_what_differs_is_not_kept(path, monkeypatch, difference, words):
-    monkeypatch.setattr(export, "_difference", lambda *_: difference)
+    monkeypatch.setattr(onnx_export, "_check", lambda *_: onnx_export.Check(difference, 1.0))
     with pytest.raises(ModelError, match=rf"differs from rskd-nano by {words} of its largest logit"):
-        export.export_onnx(network(), path)
+        onnx_export.export_onnx(network(), path)
     assert not list(path.parent.iterdir())
 
 
@@ -271,15 +272,15 @@ def test_problems_are_said_in_one_sentence(path, tmp_path):
     occupied = tmp_path / "file"
     occupied.touch()
     with pytest.raises(ParameterError, match="size=50 is no multiple of the patch size 16"):
-        export.export_onnx(network(), path, size=50)
+        onnx_export.export_onnx(network(), path, size=50)
     with pytest.raises(FileError, match="cannot be written"):
-        export.export_onnx(network(), occupied / "student.onnx")
+        onnx_export.export_onnx(network(), occupied / "student.onnx")
     with pytest.raises(FileError, match="There is no weight file"):
         exported.OnnxSegmenter(path)
     path.write_bytes(b"no network")
     with pytest.raises(FileError, match=r"student\.onnx is damaged or no ONNX file"):
         exported.OnnxSegmenter(path)
-    export.export_onnx(network(), path)
+    onnx_export.export_onnx(network(), path)
     with pytest.raises(ParameterError, match="use tiles of 64 pixels"):
         exported.OnnxSegmenter(path)(np.zeros((1, 3, 32, 32), np.float32))
     graph = onnx.load(str(path))

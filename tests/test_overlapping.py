@@ -34,7 +34,6 @@ from rskd.distillation.objective import Objective
 from rskd.errors import DataError, ModelError, ParameterError
 from rskd.evaluate import compare, evaluate
 from rskd.events import Epoch, drain
-from rskd.export import export_onnx
 from rskd.io import check_place, read_labels, read_scan, write_image, write_labels
 from rskd.jobs import BatchJob, DistillJob, EvaluateJob, PreflightJob, ReportJob, SegmentJob, TrainJob
 from rskd.large import segment_into
@@ -46,6 +45,7 @@ from rskd.models.exported import OnnxSegmenter
 from rskd.models.foreign import load_foreign
 from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
+from rskd.onnx_export import export_onnx
 from rskd.pair import networks_for
 from rskd.preflight import preflight
 from rskd.rank import rank

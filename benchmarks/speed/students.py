@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from _timing import interleaved, median
-from torch.utils.flop_counter import FlopCounterMode
 
+from rskd.bench import multiply_adds
 from rskd.config import ModelSpec
-from rskd.export import OnnxSegmenter, export_onnx
+from rskd.models.exported import OnnxSegmenter
 from rskd.models.presets import PRESETS
 from rskd.models.segmenter import Segmenter
+from rskd.onnx_export import export_onnx
 
 SIDES = (256, 512)
 ROUNDS = 5
@@ -49,7 +50,7 @@ def measure(models: dict[str, Segmenter], side: int) -> dict[str, tuple[float, f
     times = interleaved(work, rounds=ROUNDS)
     return {
         name: (
-            multiply_adds(model, images),
+            multiply_adds(model, side),
             median(times, f"torch {name}"),
             f"{median(times, f'ort {name}'):.1f}" if RUNTIME else "–",
         )
@@ -60,12 +61,6 @@ def measure(models: dict[str, Segmenter], side: int) -> dict[str, tuple[float, f
 def forward(model: Segmenter, images: np.ndarray) -> torch.Tensor:
     with torch.inference_mode():
         return model(torch.from_numpy(images))
-
-
-def multiply_adds(model: Segmenter, images: np.ndarray) -> float:
-    with FlopCounterMode(display=False) as counter:
-        forward(model, images)
-    return counter.get_total_flops() / 2e9
 
 
 def exported_network(model: Segmenter, side: int) -> OnnxSegmenter:

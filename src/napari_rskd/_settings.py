@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rskd.config import ComputeOptions
+from rskd.config import InferenceOptions
 
 PLUGIN = "napari-rskd"
 
 
-def compute_options() -> ComputeOptions:
-    """Return device and threads as set in the preferences (0 threads = automatic)."""
+def compute_options() -> InferenceOptions:
+    """Return device, threads (0 = automatic) and runtime as set in the preferences."""
     from napari.settings import get_plugin_settings
 
     compute = get_plugin_settings(PLUGIN).compute
-    return ComputeOptions(device=compute.device, threads=compute.threads or None)
+    return InferenceOptions(device=compute.device, threads=compute.threads or None, runtime=compute.runtime)
 
 
 def runs_folder() -> Path:

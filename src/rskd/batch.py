@@ -209,7 +209,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
     try:
         state = state_of_files(item.files)
         case = _case(item)
-        model, *others = (networks.get(path, job.compute) for path in _weight_files(job))
+        model, *others = (networks.get(path, job.compute, tile=job.options.tile) for path in _weight_files(job))
         scan = _read(item, job.axes)
         results = yield from retold(segment_scan(job, scan, model, *others), _about(case))
         names = [info.name for info in model.spec.classes[1:]]

@@ -24,6 +24,7 @@ from rskd.events import Command, Epoch, Event, Message, Progress, Reference, Ste
 from rskd.flags import COMMANDS, leaves_of
 from rskd.jobs import (
     JOB,
+    BenchJob,
     ContourletJob,
     DenoiseJob,
     Job,
@@ -331,7 +332,12 @@ class _Screen:
 
 
 def _report(job: Job, outcome: Outcome) -> None:
-    """Print the facts as JSON on standard output, for people and for programs."""
+    """Print the facts on standard output, as JSON for people and for programs; those of a bench as a table."""
+    if isinstance(job, BenchJob):
+        from rskd.bench_words import table
+
+        print(table(outcome.value))
+        return
     print(json.dumps(outcome.value, indent=2))
     if isinstance(job, SegmentJob | RankJob | ContourletJob | DenoiseJob) and job.output is None:
         print("Nothing was written: name a place with --output.", file=sys.stderr)

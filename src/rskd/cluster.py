@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rskd.backend import backend_of
 from rskd.box import run_box
-from rskd.config import ClusterOptions, ComputeOptions, SegmentOptions
+from rskd.config import ClusterOptions, InferenceOptions, SegmentOptions
 from rskd.errors import EngineError, ResourceError, RskdError
 from rskd.events import Message, Progress, Task, drain
 from rskd.io import read_scan
@@ -44,7 +44,7 @@ def segment_on(
     options: SegmentOptions,
     *,
     axes: str | None = None,
-    compute: ComputeOptions | None = None,
+    compute: InferenceOptions | None = None,
 ) -> Task[Segmentation]:
     """Segment an image region by region with the workers of a cluster.
 
@@ -61,7 +61,7 @@ def segment_on(
     axes
         Axes of the image, where the file's are missing or wrong.
     compute
-        Device and threads of every worker; None = the CPU. Where it states no threads, each has one.
+        Device, threads and runtime of every worker; None = the CPU. Where it states no threads, each has one.
 
     Returns
     -------
@@ -73,9 +73,9 @@ def segment_on(
     ResourceError
         If dask.distributed is not installed, or the cluster does not answer.
     """
-    compute = compute or ComputeOptions(device="cpu")
+    compute = compute or InferenceOptions(device="cpu")
     compute = compute.model_copy(update={"threads": compute.threads or 1})
-    network = open_network(model).eval()
+    network = open_network(model, compute.runtime, tile=options.tile).eval()
     scan = read_scan(image, axes=axes)
     plan = Plan.of(scan, network.spec, options)
     ledger = Ledger(Place.of(output, scan.source), plan)
@@ -213,14 +213,15 @@ class _Opened:
 @lru_cache(maxsize=2)
 def _opened(job: _Job) -> _Opened:
     """Open network and image of a job; a worker does it once."""
-    network = open_network(Path(job.model))
+    options = SegmentOptions.model_validate_json(job.options)
+    compute = InferenceOptions.model_validate_json(job.compute)
+    network = open_network(Path(job.model), compute.runtime, tile=options.tile)
     if fingerprint(network) != job.weights:
         raise ResourceError(
             "A worker of the cluster finds other weights than this process: start its workers anew, and let the name "
             "of the weight file mean the same everywhere."
         )
-    network = place(network, ComputeOptions.model_validate_json(job.compute)).eval()
-    options = SegmentOptions.model_validate_json(job.options)
+    network = place(network, compute).eval()
     plan = Plan.of(read_scan(job.image, axes=job.axes), network.spec, options)
     return _Opened(network, plan, Setting.chosen(options, network.spec, backend_of(network).device))
 

@@ -53,6 +53,14 @@ class ComputeOptions(Config):
     the window stays responsive. A worker of a cluster has one."""
 
 
+class InferenceOptions(ComputeOptions):
+    """Where, and with which program, a network runs."""
+
+    runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    """What runs the network: torch, ONNX Runtime or OpenVINO (extras `onnx` and `openvino`; on the CPU, often faster).
+    Weights are exported for these two once, into your cache. auto = torch for weights, else what is installed."""
+
+
 class ClusterOptions(Config):
     """Several processes, on this computer or on many, that share the work."""
 

@@ -58,7 +58,7 @@ def evaluate(job: EvaluateJob) -> Task[Outcome]:
     """
     if job.data.masks is None:
         raise DataError("There is nothing to compare with: name a folder of masks.")
-    model = place(open_network(job.model), job.compute)
+    model = place(open_network(job.model, job.compute.runtime, tile=job.options.tile), job.compute)
     cases = find_cases(job.data)
     rows: list[Row] = []
     for done, case in enumerate(cases):

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from rskd.jobs import (
     BatchJob,
+    BenchJob,
     ContourletJob,
     DeletionJob,
     DenoiseJob,
@@ -30,7 +31,7 @@ from rskd.jobs import (
     TrainJob,
 )
 
-_INPUTS = frozenset({"model", "teacher", "student", "image", "images", "run"})
+_INPUTS = frozenset({"model", "models", "teacher", "student", "image", "images", "run"})
 """Fields that need no flag: they may be given in order."""
 NOT_ASKED = frozenset({"kind", "geometry"})
 """Fields that a command line cannot set: it names files, and a file says where it lies."""
@@ -58,6 +59,7 @@ COMMANDS: dict[str, type[BaseModel]] = {
     "denoise": DenoiseJob,
     "evaluate": EvaluateJob,
     "export": ExportJob,
+    "bench": BenchJob,
     "inspect": InspectJob,
 }
 

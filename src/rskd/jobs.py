@@ -26,6 +26,7 @@ from rskd.config import (
     DenoiseOptions,
     DistillOptions,
     FeatureMapOptions,
+    InferenceOptions,
     RankOptions,
     ScoreOptions,
     SegmentOptions,
@@ -66,8 +67,8 @@ class Segmenting(Config):
     """Tiles."""
     clean_up: CleanUpOptions = CleanUpOptions()
     """What is done to the labels afterwards."""
-    compute: ComputeOptions = ComputeOptions()
-    """Device and threads."""
+    compute: InferenceOptions = InferenceOptions()
+    """Device, threads and runtime."""
 
 
 class Geometry(Config):
@@ -244,8 +245,8 @@ class EvaluateJob(Config):
     """What is measured."""
     options: TileOptions = TileOptions()
     """Tiles."""
-    compute: ComputeOptions = ComputeOptions()
-    """Device and threads."""
+    compute: InferenceOptions = InferenceOptions()
+    """Device, threads and runtime."""
 
 
 class TrainJob(Config):
@@ -326,10 +327,54 @@ class ExportJob(Config):
     """ONNX file to write."""
     size: Annotated[int | None, Field(ge=16, le=8192)] = None
     """Side of the tiles it will take, in pixels; None = the size the network was trained at."""
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """fp32 = as trained; fp16 = half the file, the same speed; int8 = a third of the file, work in 8-bit integers,
+    which needs `calibration` and changes the answers a little."""
+    calibration: Path | None = None
+    """Folder with images of the kind the network will meet (or one image), whose range the integers are laid over; not
+    those it is tested on."""
     image: Path | None = None
-    """Image that the written network is checked with; left out: drawn vessels and noise."""
+    """Image that the written network is checked with; left out: an image of the calibration or of the test, or drawn
+    vessels and noise."""
     axes: str | None = None
-    """Axes of the image; left out: as the file says, or guessed."""
+    """Axes of the images; left out: as the files say, or guessed."""
+    test_images: Path | None = None
+    """Folder with images on which Dice is measured before and after (or one image)."""
+    test_masks: Path | None = None
+    """Folder with their masks; a mask belongs to the image of the same name or the same number."""
+    test_regions: Path | None = None
+    """Folder with regions of interest (non-zero = counts); paired like the masks."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.precision == "int8" and self.calibration is None:
+            raise ValueError("int8 needs images to calibrate with: name a folder with --calibration")
+        if (self.test_images is None) != (self.test_masks is None):
+            raise ValueError("Dice needs images and masks: name both --test-images and --test-masks")
+        return self
+
+
+class BenchJob(Config):
+    """How fast networks are on this computer, in every runtime that is installed, and what they need."""
+
+    kind: Literal["bench"] = "bench"
+    models: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """Weight files, or names of bundled networks or of networks to start fresh; the first is what the others are
+    compared with."""
+    sizes: Annotated[tuple[Annotated[int, Field(ge=32, le=4096)], ...], Field(min_length=1)] = (256, 512)
+    """Sides of the square image, in pixels."""
+    rounds: Annotated[int, Field(ge=3, le=10_000)] = 50
+    """How often every network runs; they take turns."""
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """After so long per size no new round begins, once there were three."""
+    memory: bool = True
+    """Measure the peak memory of a process that does nothing else, for every network and runtime; takes longer."""
+    output: Path | None = None
+    """JSON file for the figures."""
+    figure: Path | None = None
+    """SVG or PNG file for a figure."""
+    compute: ComputeOptions = ComputeOptions()
+    """Device (of torch) and threads."""
 
 
 class ResumeJob(Config):
@@ -369,6 +414,7 @@ Job = Annotated[
     | DenoiseJob
     | EvaluateJob
     | ExportJob
+    | BenchJob
     | TrainJob
     | DistillJob
     | PreflightJob

@@ -134,7 +134,9 @@ def _seen_from_sides(model: Segmenter, tta: str) -> Segmenter:
     if tta == "none":
         return model
     if isinstance(model, OnnxSegmenter):
-        raise ModelError("An exported network cannot look at tiles from several sides: use the file it was made from.")
+        raise ModelError(
+            "An exported network cannot look at tiles from several sides: use the file it was made from, with torch."
+        )
     from rskd.models.augmented import Augmented
 
     return cast("Segmenter", Augmented(model, rotations=tta == "rotations"))

@@ -24,6 +24,7 @@ from rskd.jobs import (
     AgreementJob,
     AttendJob,
     BatchJob,
+    BenchJob,
     ContourletJob,
     DeletionJob,
     DenoiseJob,
@@ -139,6 +140,10 @@ class Session:
                 from rskd.export import export
 
                 return (yield from export(job))
+            case BenchJob():
+                from rskd.bench import bench
+
+                return (yield from bench(job))
             case PreflightJob():
                 from rskd.preflight import preflight
 
@@ -169,7 +174,7 @@ class Session:
 
         scan = find_image(job, arrays)
         files = [path for path in (job.model, job.compare_with) if path is not None]
-        model, *others = (self._networks.get(path, job.compute) for path in files)
+        model, *others = (self._networks.get(path, job.compute, tile=job.options.tile) for path in files)
         names = [info.name for info in model.spec.classes]
         began = time.perf_counter()
         if job.output is not None:

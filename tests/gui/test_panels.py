@@ -20,7 +20,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 from napari_rskd import _job
 from napari_rskd._session import Model, session_of
 from napari_rskd._settings import compute_options, runs_folder
-from rskd.config import ComputeOptions, DataOptions, TrainOptions
+from rskd.config import DataOptions, InferenceOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
@@ -642,9 +642,9 @@ def test_too_few_layers_are_not_enough(cockpit) -> None:
 
 def test_device_and_threads_come_from_the_preferences(plugin_settings, npe2pm) -> None:
     npe2pm.register(npe2.PluginManifest.from_distribution("napari-rskd"))
-    assert compute_options() == ComputeOptions()
+    assert compute_options() == InferenceOptions()
     settings = get_plugin_settings("napari-rskd")
     settings.compute.device, settings.compute.threads = "cpu", 3
-    assert compute_options() == ComputeOptions(device="cpu", threads=3)
+    assert compute_options() == InferenceOptions(device="cpu", threads=3)
     settings.folders.runs = "/data/runs"
     assert runs_folder() == Path("/data/runs")

@@ -135,6 +135,12 @@ def from_elsewhere(model: nn.Module) -> bool:
     return isinstance(model, ForeignNetwork)
 
 
+def refuse_foreign(model: nn.Module, path: Path) -> None:
+    """Refuse a network from elsewhere where it is to be exported."""
+    if from_elsewhere(model):
+        raise ModelError(f"{path.name} is a network from elsewhere: export it with the program that it is from.")
+
+
 def is_foreign(path: Path) -> bool:
     """Return whether a file holds a program, or its description names an architecture of another library."""
     return _is_exported_program(path) or _is_script(path) or "architecture" in read_fields(path)
