@@ -31,7 +31,7 @@ def table(value: Mapping[str, Any]) -> str:
     >>> value = {"networks": {"net": net}, "rows": [row | {"ratio": 1.0, "peak_mib": None, "rounds": 9}]}
     >>> value |= {"pipeline": "one image", "threads": 1, "computer": {"processor": "a chip", "cores": 2}}
     >>> print(table(value).splitlines()[1])
-    net         0.30  1.2  256   0.50  ONNX Runtime    20.0    25.0  50.0    19.0   1.00    –
+    net        0.30  1.2  256   0.50  ONNX Runtime    20.0    25.0  50.0    19.0   1.00    –
     """
     lines = [_HEADS, *cells(value)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADS))]
