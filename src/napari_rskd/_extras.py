@@ -15,7 +15,7 @@ from rskd.config_results import ALL
 
 SIDES = {"Once": "none", "4 times, flipped": "flips", "8 times, flipped and turned": "rotations"}
 UNITS = {"mm³, mm²": "mm", "ml": "ml", "µm³, µm²": "um", "voxels": "voxels"}
-EVERY = "Every class"
+EVERY = "Every one"
 LARGEST = 1e9
 
 
@@ -82,7 +82,7 @@ class CleanUp(QWidget):
         for row in self.rows.values():
             row.remove()
         self.rows = {name: self.rows[name] if name in self.rows else _Row(name) for name in names}
-        for column, title in enumerate(("", "Drop parts\nsmaller than", "Largest\nonly", "Fill\nholes")):
+        for column, title in enumerate(("", "Drop parts\nbelow", "Only the\nlargest", "Fill\nholes")):
             if self._grid.itemAtPosition(0, column) is None:
                 self._grid.addWidget(QLabel(title, alignment=Qt.AlignmentFlag.AlignBottom), 0, column)
         for number, row in enumerate(self.rows.values(), 1):
@@ -111,7 +111,7 @@ class _Row:
     def __init__(self, name: str) -> None:
         title = EVERY if name == ALL else name.capitalize()
         self.label = QLabel(title, toolTip=title)
-        self.label.setMinimumWidth(20)
+        self.label.setMinimumWidth(min(70, self.label.sizeHint().width()))
         self.size = QDoubleSpinBox(decimals=3, maximum=LARGEST, specialValueText="–")
         self.size.setStepType(QDoubleSpinBox.StepType.AdaptiveDecimalStepType)
         self.size.setMinimumWidth(40)

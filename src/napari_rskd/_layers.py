@@ -19,6 +19,8 @@ MAPS = {
     "divergence": "How far the networks are apart",
 }
 """Names of the layers of the maps that a segmentation may bring along."""
+SEEN = ("entropy", "disagreement")
+"""Those that are visible at first; all of them over each other would show nothing."""
 
 
 def segmentation_layers(
@@ -83,16 +85,17 @@ def _map_layers(
     *,
     overlapping: bool,
 ) -> list[LayerData]:
-    """Return maps from 0 to 1 over the image; those of the probabilities are hidden at first, they are many."""
+    """Return maps from 0 to 1 over the image; most are hidden at first."""
     maps: dict[str, tuple[Array, bool]] = {}
     if "probabilities" in arrays:
         volumes = arrays["probabilities"][-len(foreground) :]
         maps |= {f"Probability of {n}": (v, False) for n, v in zip(foreground, volumes, strict=True)}
     for name in (name for name in MAPS if name in arrays):
+        seen = name in SEEN
         if overlapping:
-            maps |= {f"{MAPS[name]}, {n}": (v, True) for n, v in zip(foreground, arrays[name], strict=True)}
+            maps |= {f"{MAPS[name]}, {n}": (v, seen) for n, v in zip(foreground, arrays[name], strict=True)}
         else:
-            maps[MAPS[name]] = (arrays[name], True)
+            maps[MAPS[name]] = (arrays[name], seen)
     layers: list[LayerData] = []
     for title, (volume, visible) in maps.items():
         style = {"colormap": "magma", "blending": "additive", "visible": visible, "contrast_limits": (0, 1)}

@@ -21,7 +21,7 @@ FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
 
 
 class Latest(QObject):
-    """Runs one job at a time in the background; of those asked for meanwhile only the last one follows.
+    """Runs jobs in the background; of those asked for meanwhile only the last one follows.
 
     Parameters
     ----------
@@ -31,34 +31,46 @@ class Latest(QObject):
         Takes the outcome.
     fail
         Takes the error.
+    at_once
+        Jobs that are on their way at most. The engine does one after the other; with 2 it need not wait for the window
+        to show the first.
     """
 
-    def __init__(self, parent: QObject, show: Callable[[Outcome], None], fail: Callable[[RskdError], None]) -> None:
+    def __init__(
+        self,
+        parent: QObject,
+        show: Callable[[Outcome], None],
+        fail: Callable[[RskdError], None],
+        *,
+        at_once: int = 1,
+    ) -> None:
         super().__init__(parent)
         self._show, self._fail = show, fail
         self._record = record_of(parent.viewer) if hasattr(parent, "viewer") else Record()
-        self._running: Work | None = None
+        self._at_once = at_once
+        self._running: list[Work] = []
         self._waiting: Work | None = None
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way."""
-        return self._running is not None
+        return bool(self._running)
 
     def ask(self, work: Work) -> None:
-        """Run this job as soon as the one that runs has ended."""
-        if self._running is not None:
+        """Run this job as soon as one of those that run has ended."""
+        if len(self._running) >= self._at_once:
             self._waiting = work
             return
-        self._running = work
+        self._running.append(work)
         self._record.follow(work)
         work.returned.connect(self._show)
         work.failed.connect(self._fail)
-        work.ended.connect(self._next)
+        work.ended.connect(lambda: self._next(work))
         work.start()
 
-    def _next(self) -> None:
-        work, self._running, self._waiting = self._waiting, None, None
+    def _next(self, ended: Work) -> None:
+        self._running.remove(ended)
+        work, self._waiting = self._waiting, None
         if work is not None:
             self.ask(work)
 

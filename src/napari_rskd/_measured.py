@@ -36,6 +36,7 @@ class Measured(QWidget):
         self.save_button.clicked.connect(self._ask)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
+        column.setAlignment(Qt.AlignmentFlag.AlignTop)
         column.addWidget(self.table)
         column.addWidget(self.save_button)
 

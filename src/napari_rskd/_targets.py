@@ -47,6 +47,10 @@ class Target(QWidget):
             signal.connect(self.changed)
         self._chosen()
 
+    def add_row(self, title: str, field: QWidget) -> None:
+        """Put another field below, in line with the others."""
+        self._form.addRow(title, field)
+
     @property
     def folder(self) -> bool:
         """Whether a folder is to be segmented."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtWidgets import QFileDialog, QFormLayout, QPushButton
+from qtpy.QtWidgets import QCheckBox, QFileDialog, QPushButton
 
 from napari_rskd._extras import CleanUp, Extras
 from napari_rskd._fields import NarrowBox
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import segmentation_layers
+from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
-from napari_rskd._panel import Panel
+from napari_rskd._panel import Panel, text
 from napari_rskd._picture import Picture, whole_picture
 from napari_rskd._results import ResultLayers
 from napari_rskd._saving import FORMATS, Saver, formats_for, source_path, suggested_name, with_ending
@@ -55,6 +56,10 @@ class SegmentWidget(Panel):
         self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"])
         self.measured = Measured(self.show_error)
         self.save_button = QPushButton("Save result…", toolTip="Write the labels, as they are now, into a file.")
+        self.live = QCheckBox("Live preview of the slice in view")
+        self.live.setToolTip("Segments every slice that you scroll to, in a layer of its own, without clean-up.")
+        self.speed = text(name="speed")
+        self._preview = Preview(self, napari_viewer, self._previewed)
         self._results = ResultLayers(self, napari_viewer)
         self._saver = Saver(self)
         self._left: deque[Picture] = deque()
@@ -66,10 +71,11 @@ class SegmentWidget(Panel):
         follow_session(self, self.session, self._offer)
 
     def _build_column(self) -> None:
-        form = QFormLayout()
-        form.addRow("Network", self.network)
+        self.target.add_row("Network", self.network)
         self.column.addWidget(self.target)
-        self.column.addLayout(form)
+        self.column.addWidget(self.live)
+        self.column.addWidget(self.speed)
+        self.speed.hide()
         self.column.addWidget(Section("What else to show", self.extras))
         self.column.addWidget(Section("Clean up the labels", self.clean_up))
         self.column.addWidget(Section("Tiles", self.options))
@@ -82,6 +88,10 @@ class SegmentWidget(Panel):
     def _connect(self) -> None:
         self.target.changed.connect(self.refresh)
         self.network.currentIndexChanged.connect(self._show_classes)
+        self.live.toggled.connect(self._preview.switch)
+        for signal in (self.target.image.changed, self.network.currentIndexChanged, self.options.changed):
+            signal.connect(self._preview.again)
+        self._preview.told.connect(lambda words: self._show(self.speed, words))
         self.save_button.clicked.connect(self._ask_where)
         self._saver.saved.connect(lambda name: self.say(f"Saved as {name}."))
         self._saver.failed.connect(self.show_error)
@@ -122,6 +132,14 @@ class SegmentWidget(Panel):
         self._left, self._count = deque(pictures), len(pictures)
         self._failures = []
         return self._next()
+
+    def _previewed(self) -> tuple[Any, Mapping[str, Any]] | None:
+        """Return which image is previewed, and how: by the network and tiles that are chosen, without overlap."""
+        layer, role = self.target.image.layer(), self.network.currentData()
+        if layer is None or role is None:
+            return None
+        options = self.options.value().model_copy(update={"overlap": 0.0})
+        return layer, {"model": getattr(self.session, role).path, "options": options, "compute": compute_options()}
 
     def _fields(self) -> dict[str, Any]:
         """Return what every job says."""
