@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from napari.components import Dims
+from napari.components import Dims, ViewerModel
 from napari.layers import Image, Layer
 
 from napari_rskd._layers import class_colors, importance_layers, segmentation_layers, subband_layers
@@ -56,9 +56,13 @@ def to_world(layer: Any, index: Any) -> np.ndarray:
     return np.asarray(layer.data_to_world(tuple(index)))
 
 
-def looking_at(point: Any, order: tuple[int, ...] = (0, 1, 2)) -> Dims:
-    """Return sliders at a place in the world."""
-    return Dims(ndim=3, order=order, range=[(-1e3, 1e3, 1e-6)] * 3, point=tuple(point))
+def looking_at(layer: Any, order: tuple[int, ...] = (0, 1, 2)) -> Dims:
+    """Return the sliders of a viewer over a layer, in the middle of the axis that they cut."""
+    viewer = ViewerModel()
+    viewer.add_layer(layer)
+    viewer.dims.order = order
+    viewer.dims.set_current_step(order[0], viewer.dims.nsteps[order[0]] // 2)
+    return viewer.dims
 
 
 def corners(shape: tuple[int, ...]) -> list[tuple[float, ...]]:
@@ -164,16 +168,16 @@ def test_token_grid_lies_on_its_tokens(degrees: float, token: tuple[float, float
 
 def test_result_of_a_slice_lies_in_that_slice() -> None:
     layer = world((5, 32, 48))
-    point = to_world(layer, (3, 10, 10))
-    plane, axes, source = visible_slice(layer, looking_at(point))
-    assert (plane.shape, axes, source.slice_at) == ((32, 48), "yx", (3,))
+    plane, axes, source = visible_slice(layer, looking_at(layer))
+    ((at,),) = [source.slice_at]
+    assert (plane.shape, axes) == ((32, 48), "yx")
     facts = {"token": (8.0, 8.0), "top": 2, "definition": "received", "block": 1}
     image, points = map(made, importance_layers("teacher", facts, np.ones((4, 6), np.float32), np.arange(24), source))
     assert image.data.shape == (1, 4, 6)
     for i, j in ((0, 0), (3, 5)):
-        middle = (3, 8 * i + 3.5, 8 * j + 3.5)
+        middle = (at, 8 * i + 3.5, 8 * j + 3.5)
         np.testing.assert_allclose(to_world(image, (0, i, j)), to_world(layer, middle), atol=1e-9)
-    np.testing.assert_allclose(to_world(points, points.data[1]), to_world(layer, (3, 3.5, 11.5)), atol=1e-9)
+    np.testing.assert_allclose(to_world(points, points.data[1]), to_world(layer, (at, 3.5, 11.5)), atol=1e-9)
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (2, 0, 1)])
@@ -181,15 +185,17 @@ def test_a_slice_along_another_axis_lies_there(order: tuple[int, int, int]) -> N
     layer = world((5, 32, 48))
     layer.data[:] = np.random.default_rng(0).random(layer.data.shape)
     cut = order[0]
-    plane, _, source = visible_slice(layer, looking_at(to_world(layer, (3, 7, 9)), order))
-    np.testing.assert_array_equal(plane, np.take(layer.data, (3, 7, 9)[cut], axis=cut))
+    plane, _, source = visible_slice(layer, looking_at(layer, order))
+    seen = layer._slice.image.raw
+    np.testing.assert_array_equal(plane, seen if order[1] < order[2] else seen.T)
+    np.testing.assert_array_equal(plane, np.take(layer.data, source.slice_at[0], axis=cut))
     (labels,) = map(
         made, segmentation_layers({"labels": np.ones(plane.shape, int)}, CLASSES, source, by="x", axes="zyx")
     )
     assert labels.data.shape == tuple(1 if axis == cut else n for axis, n in enumerate(layer.data.shape))
     middle = np.array([2.0, 4.0, 6.0])
     middle[cut] = 0
-    there = middle + np.eye(3)[cut] * (3, 7, 9)[cut]
+    there = middle + np.eye(3)[cut] * source.slice_at[0]
     np.testing.assert_allclose(to_world(labels, middle), to_world(layer, there), atol=1e-9)
     facts = {"token": (8.0, 8.0), "top": 2, "definition": "received", "block": 1}
     importance = np.ones((plane.shape[0] // 8 or 1, plane.shape[1] // 8), np.float32)
@@ -199,7 +205,7 @@ def test_a_slice_along_another_axis_lies_there(order: tuple[int, int, int]) -> N
 
 def test_a_flat_layer_in_a_deep_viewer_is_seen_as_it_is() -> None:
     layer = world((32, 48))
-    plane, _, source = visible_slice(layer, looking_at((0.0, 1.0, 2.0), (1, 0, 2)))
+    plane, _, source = visible_slice(layer, Dims(ndim=3, order=(1, 0, 2)))
     assert (plane.shape, source.slice_at) == ((32, 48), ())
 
 

@@ -181,10 +181,23 @@ def visible_slice(layer: Any, dims: Any) -> tuple[Array, str, Source]:
 def slice_source(layer: Any, dims: Any) -> Source:
     """Return the place of the slice of a layer that is in view."""
     shown = shown_axes(layer, dims)
-    index = np.round(layer.world_to_data(tuple(dims.point)))
-    sizes = (layer.data[0] if layer.multiscale else layer.data).shape
-    slice_at = [int(np.clip(index[axis], 0, sizes[axis] - 1)) for axis in range(layer.ndim) if axis not in shown]
-    return Source.of(layer, slice_at=slice_at, shown=shown)
+    sliced = [axis for axis in range(layer.ndim) if axis not in shown]
+    sizes = np.array((layer.data[0] if layer.multiscale else layer.data).shape)
+    index = np.round(_slider_index(layer, np.array(dims.point[-layer.ndim :]), sliced))
+    slice_at = np.clip(index, 0, sizes[sliced] - 1).astype(int)
+    return Source.of(layer, slice_at=slice_at.tolist(), shown=shown)
+
+
+def _slider_index(layer: Any, point: Array, sliced: Sequence[int]) -> Array:
+    """Return where a point lies along the sliced axes; the others have no part in it, as napari has it.
+
+    It makes a difference where a layer is rotated out of the slice.
+    """
+    if not sliced:
+        return np.zeros(0)
+    origin = np.asarray(layer.world_to_data(np.zeros(layer.ndim)))
+    steps = np.stack([layer.world_to_data(unit) - origin for unit in np.eye(layer.ndim)[list(sliced)]], axis=1)
+    return np.asarray(steps[list(sliced)] @ point[list(sliced)] + origin[list(sliced)])
 
 
 def slice_of(layer: Any, source: Source, *, keep: int | None = None) -> Array:
