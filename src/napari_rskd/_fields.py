@@ -10,11 +10,12 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from napari_rskd._form import guard_wheel
+from napari_rskd._library import WEIGHT_SUFFIXES, model_at
 from napari_rskd._session import ROLES, Model, Session, follow_session
+from rskd.errors import FileError
 
-WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pt", ".pth", ".pt2")
 WEIGHT_FILES = f"Model weights ({' '.join('*' + suffix for suffix in WEIGHT_SUFFIXES)});;All files (*)"
-_BROWSE = "browse"  # data of the entry that opens the file dialog
+_BROWSE, _RUN = "browse", "run"  # data of the entries that open a dialog
 
 
 class NarrowBox(QComboBox):
@@ -102,9 +103,11 @@ def watch_layers(viewer: Any, widget: QWidget, react: Callable[..., None]) -> No
 
 
 class ModelBox(NarrowBox):
-    """The known models, and an entry that opens a file."""
+    """The known models, and entries that open a file or the folder of a run."""
 
     chosen = Signal()
+    refused = Signal(object)
+    """The `FileError` that says why a file or folder cannot be chosen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,38 +120,58 @@ class ModelBox(NarrowBox):
         self.blockSignals(True)
         self.clear()
         for model in models:
-            self.addItem(model.name, model)
-            self.setItemData(self.count() - 1, model.source, 3)  # Qt.ItemDataRole.ToolTipRole
+            self._insert(self.count(), model)
         self.addItem("Open a weight file…", _BROWSE)
+        self.addItem("Open the folder of a run…", _RUN)
         self.blockSignals(False)
         sources = [model.source for model in models]
         self._last = sources.index(current.source) if current is not None and current.source in sources else -1
         self.setCurrentIndex(self._last)
+
+    def _insert(self, place: int, model: Model) -> None:
+        self.insertItem(place, model.name if model.fresh else f"{model.name} ({_where(model)})", model)
+        self.setItemData(place, model.source, 3)  # Qt.ItemDataRole.ToolTipRole
 
     def model(self) -> Model | None:
         """Return the chosen model."""
         data = self.currentData()
         return data if isinstance(data, Model) else None
 
-    def choose_file(self, path: Path) -> None:
-        """Add a weight file to the list and choose it."""
-        sources = [self.itemData(i).source for i in range(self.count() - 1)]
-        if str(path) not in sources:
-            self.insertItem(self.count() - 1, path.name, Model(name=path.name, source=str(path)))
-            sources.append(str(path))
-        self._last = sources.index(str(path))
+    def choose(self, model: Model) -> None:
+        """Choose a model, which is added if it is not in the list."""
+        sources = [known.source for i in range(self.count()) if isinstance(known := self.itemData(i), Model)]
+        if model.source not in sources:
+            self._insert(len(sources), model)
+            sources.append(model.source)
+        self._last = sources.index(model.source)
         self.setCurrentIndex(self._last)
+
+    def choose_file(self, path: Path) -> None:
+        """Add a weight file, or the best network of a run folder, to the list and choose it."""
+        try:
+            self.choose(model_at(path))
+        except FileError as error:
+            self.refused.emit(error)
+            return
         self.chosen.emit()
 
     def _activated(self, index: int) -> None:
-        if self.itemData(index) != _BROWSE:
+        what = self.itemData(index)
+        if isinstance(what, Model):
             self._last = index
             self.chosen.emit()
             return
         self.setCurrentIndex(self._last)
-        file, _ = QFileDialog.getOpenFileName(self, "Open model weights", "", WEIGHT_FILES)
-        if file:
-            self.choose_file(Path(file))
+        if what == _RUN:
+            found = QFileDialog.getExistingDirectory(self, "Open the folder of a run")
+        else:
+            found, _ = QFileDialog.getOpenFileName(self, "Open model weights", "", WEIGHT_FILES)
+        if found:
+            self.choose_file(Path(found))
+
+
+def _where(model: Model) -> str:
+    return "on this computer" if model.path.is_file() else "no longer there"
 
 
 class FolderField(QWidget):

@@ -55,6 +55,8 @@ class Session:
 
     teacher: Model | None = None
     student: Model | None = None
+    fresh: Model | None = None
+    """The network without weights that the next distillation is to start with."""
     library: tuple[Model, ...] = ()
     """Weight files that are known here."""
     distillation: Background | None = None

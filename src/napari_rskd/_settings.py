@@ -19,8 +19,17 @@ def compute_options() -> InferenceOptions:
 
 def runs_folder() -> Path:
     """Return the folder that new runs are put into: the one set in the preferences, else the user's data folder."""
+    return _folder("runs")
+
+
+def models_folder() -> Path:
+    """Return the folder of the user's own models: the one set in the preferences, else the user's data folder."""
+    return _folder("models")
+
+
+def _folder(name: str) -> Path:
     from napari.settings import get_plugin_settings
     from platformdirs import user_data_path
 
-    folder = get_plugin_settings(PLUGIN).folders.runs
-    return Path(folder).expanduser() if folder else user_data_path("rskd", appauthor=False) / "runs"
+    folder = getattr(get_plugin_settings(PLUGIN).folders, name)
+    return Path(folder).expanduser() if folder else user_data_path("rskd", appauthor=False) / name

@@ -51,6 +51,7 @@ class DistillWidget(Panel):
         self.session = session_of(napari_viewer)
         self.chart = Chart(napari_viewer)
         self.teacher, self.student = ModelBox(), ModelBox()
+        self._fresh: Model | None = None
         self.data = DataPages(napari_viewer)
         self.recipe = NarrowBox()
         self.training: Form[TrainOptions] = Form(next(iter(RECIPES.values())))
@@ -129,6 +130,9 @@ class DistillWidget(Panel):
         fresh = fresh_models()
         first = next((model for model in fresh if model.source == FIRST_STUDENT), None)
         chosen = self.student.model() or first
+        if self.session.fresh is not self._fresh:  # chosen in the Models panel since
+            self._fresh = self.session.fresh
+            chosen = self._fresh or chosen
         self.teacher.offer(self.session.library, self.session.teacher)
         opened = () if chosen is None or chosen in (*fresh, *self.session.library) else (chosen,)
         self.student.offer((*fresh, *self.session.library, *opened), chosen)

@@ -31,7 +31,8 @@ SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
 SPEC = {"name": "toy", "encoder": "vit", "patch_size": 16, "image_size": 64, "in_channels": 1, "channels": []}
-SPEC |= {"modality": "toy pictures", "classes": CLASSES, "overlapping": False}
+SPEC |= {"modality": "toy pictures", "classes": CLASSES, "overlapping": False, "decoder": "upsample"}
+SPEC |= {"frame": None, "spacing": None, "axis": None}
 PASSPORT = {"spec": SPEC, "card": {}, "parameters": 1_500_000, "bytes": 3_000_000, "sha256": "ab" * 32}
 SEGMENTED = (
     {
