@@ -80,11 +80,8 @@ def save_copy(source: Path, target: Path) -> Path:
     """
     for file, copy in ((source, target), (description_file(source), description_file(target))):
         if file is source or file.is_file():
-            try:
-                with replacing(copy) as partial:
-                    shutil.copyfile(file, partial)
-            except shutil.SameFileError as error:
-                raise FileError(f"{target.name} is the model itself: choose another place.") from error
+            with replacing(copy) as partial:
+                shutil.copyfile(file, partial)
     return target
 
 

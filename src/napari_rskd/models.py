@@ -26,6 +26,10 @@ ROLES = {
     "teacher": "The large network that the student learns from.",
     "student": "The small, fast network that does the daily work.",
 }
+HINT = (
+    "Choose models below, or drop weight files and run folders here. “Load models” reads what they are; nothing is "
+    "computed yet."
+)
 ROUNDS = 12
 SECONDS = 8.0
 """How long a measurement of speed takes, about, on a slow computer."""
@@ -44,11 +48,7 @@ class ModelsWidget(Panel):
         self.cards: dict[str, PassportCard] = {}
         self.passports: dict[str, QLabel] = {}
         self._queue: list[str] = []
-        self.column.addWidget(
-            text(
-                "Choose models below, or drop weight files and run folders here. “Load models” reads what they are; nothing runs yet."
-            )
-        )
+        self.column.addWidget(text(HINT))
         for role, help_text in ROLES.items():
             self._add_role(role, help_text)
         self.column.addStretch(1)
