@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from rskd.models.segmenter import Segmenter
 from rskd.training.average import RunningMean
 from rskd.training.guards import Buffers, check_first_losses, check_terms, first_bad, without_gradient
 from rskd.training.launch import added_up, drawn_from, least
+from rskd.training.statistics import settle
 
 Losses = dict[str, float]
 """Every term unweighted, and the weighted sum as `total`."""
@@ -159,6 +160,19 @@ class Learner:
         if self._calibrated:
             yield self._weights_set(step)
         return losses, None
+
+    def settle(self, batches: Iterable[Batch]) -> None:
+        """Measure the statistics of batch norm anew, for the weights as they are.
+
+        Every process does all batches; those that are not numbers are left out. What steps draw stays the same.
+        """
+        parts = [
+            batch.part(slice(start, start + self.micro)).images
+            for batch in batches
+            for start in range(0, len(batch.cases), self.micro)
+        ]
+        with drawn_from(self.options.seed, 0, self.fabric):
+            settle(self.student, [part.to(self.fabric.device) for part in parts if part.isfinite().all()])
 
     @property
     def _precision(self) -> Any:

@@ -29,6 +29,7 @@ from rskd.training.guards import BAD_STEPS, SETBACKS, named_cases
 from rskd.training.launch import any_process
 from rskd.training.learner import Learner, Losses
 from rskd.training.schedule import learning_rate, ramp
+from rskd.training.statistics import recent
 from rskd.training.validation import Scores, mean_scores, validate
 
 T = TypeVar("T")
@@ -241,6 +242,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ validation
 
     def _end_epoch(self, began: float) -> Task[None]:
+        self._settle()
         scores = yield from self._validate(self.learner.student)
         dice, dice_per_class = self._means(scores)
         best = math.isnan(self.best) or dice > self.best  # without masks to compare with, the latest is the best
@@ -259,6 +261,11 @@ class Trainer:
         yield from self._doubt_answers()
         if self.finished and self.step < self.steps:
             yield from self._say(Message(f"Ended: no better validation for {self.stale} rounds."))
+
+    def _settle(self) -> None:
+        """Make the student ready to be validated and kept: its statistics are those of its present weights."""
+        batches = recent(self.step, self.options.batch_size)
+        self.learner.settle(self.sampler.batch(number) for number in batches)
 
     def _validate(self, network: Segmenter) -> Task[Scores]:
         return (yield from self._watch(validate(network, self.held_out, self.fabric)))
@@ -378,6 +385,7 @@ class Trainer:
         """Keep what there is: the best so far, or the network of this moment if there has been no validation."""
         self.save()
         if not self.folder.best.exists():
+            self._settle()
             self._save_best(math.nan)
 
     def _save_best(self, dice: float) -> None:
