@@ -34,11 +34,11 @@ def logs(tmp_path):
 
 def test_no_part_of_the_path_of_an_image_is_in_it(logs, tmp_path):
     out = tmp_path / "diagnosis.txt"
-    write_diagnosis(out, [Finding("version", True, "napari-rskd 1")], {"device": "auto"}, logs=logs)
+    write_diagnosis(out, [Finding("version", True, "napari-rskd 1")], ["device=auto"], logs=logs)
     text = out.read_text()
     assert not [name for name in (*NAMES, str(tmp_path)) if name in text]
     assert "ok    version: napari-rskd 1" in text
-    assert "setting  device: auto" in text
+    assert "setting  device=auto" in text
     assert "rskd/engine/server.py, line" in text  # where it went wrong is there
     assert "FileError" in text
 

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_rskd import _theme
+from napari_rskd._first_steps import FIRST_STEPS
 from napari_rskd._job import Background, warm_up
 from napari_rskd._recipe_menu import RecipeMenu
 from napari_rskd._record import record_of
@@ -65,6 +66,7 @@ class Panel(QWidget):
         self._told = 0.0
         self.button = QPushButton(verb, objectName="primary")
         self.reason_label = text(name="reason")
+        self.first_step = QPushButton(objectName="first_step")
         self.bar = QProgressBar(textVisible=False)
         self.status = text(name="status")
         self.error_label = text(name="error")
@@ -72,6 +74,7 @@ class Panel(QWidget):
         self.buttons = QHBoxLayout()
         self._build(note)
         self.button.clicked.connect(self._clicked)
+        self.first_step.clicked.connect(self._take_first_step)
         _theme.follow(viewer, self, self._apply_theme)
         if not self.private_engine:
             warm_up()  # while the user chooses, the engine imports torch
@@ -84,19 +87,18 @@ class Panel(QWidget):
         self.column.setSpacing(6)
         self.column.setAlignment(Qt.AlignmentFlag.AlignTop)
         area = QScrollArea(widgetResizable=True, frameShape=QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setWidget(content)
         self.buttons.addWidget(self.button)
         foot = QVBoxLayout()
         foot.setContentsMargins(8, 4, 8, 8)
         foot.addLayout(self.buttons)
-        for widget in (self.reason_label, self.bar, self.status, self.error_label):
+        for widget in (self.reason_label, self.first_step, self.bar, self.status, self.error_label):
             foot.addWidget(widget)
         last = QHBoxLayout()
         last.addWidget(text(note, name="note"), 1)
         last.addWidget(RecipeMenu(self.viewer, self.say))
         foot.addLayout(last)
-        for hidden in (self.reason_label, self.bar, self.status, self.error_label):
+        for hidden in (self.reason_label, self.first_step, self.bar, self.status, self.error_label):
             hidden.hide()
         self.bar.setFixedHeight(6)
         outer = QVBoxLayout(self)
@@ -134,7 +136,18 @@ class Panel(QWidget):
         why = self.reason()
         self.button.setEnabled(not why)
         self.button.setText(self._verb)
+        self._show_missing(why)
+
+    def _show_missing(self, why: str) -> None:
+        """Say what is missing, and offer to mend it where that takes one click."""
         self._show(self.reason_label, why)
+        words, _ = FIRST_STEPS.get(why, ("", None))
+        self.first_step.setText(words)
+        self.first_step.setVisible(bool(words))
+
+    def _take_first_step(self) -> None:
+        FIRST_STEPS[self.reason()][1](self.viewer)
+        self.refresh()
 
     def _clicked(self) -> None:
         if self.work is not None and self.work.running:
@@ -168,7 +181,7 @@ class Panel(QWidget):
         work.ended.connect(self._ended)
         self.button.setText("Cancel")
         self.button.setEnabled(True)
-        self._show(self.reason_label, "")
+        self._show_missing("")
         self.say(work.title + "…")
         self._show_progress(0, 0)
 

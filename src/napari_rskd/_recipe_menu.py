@@ -1,4 +1,4 @@
-"""The small menu at the foot of every panel: what was done, to be done again elsewhere."""
+"""The small menu at the foot of every panel: what was done, to be done again elsewhere; and help."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from qtpy.QtCore import QObject, Signal
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog, QMenu, QMessageBox, QToolButton
 
+from napari_rskd._diagnose import Diagnosis
 from napari_rskd._job import aside
 from napari_rskd._record import Action, Draft, draft, open_files, record_of
+from napari_rskd._settings import as_set
 from napari_rskd._source import Array
 from rskd.errors import RskdError
 from rskd.io.files import write_atomically
+from rskd.jobs import Outcome
 from rskd.steps import Recipe
 
 NOTHING = "Nothing was done yet: the recipe begins with the first result."
@@ -55,6 +58,9 @@ class RecipeMenu(QToolButton):
         self.save.setToolTip(
             "A file for “rskd run”. It holds the names of image files as they are, and nothing out of their headers."
         )
+        menu.addSeparator()
+        self.diagnose = menu.addAction("Save a diagnostic file…", self._diagnose)
+        self.diagnose.setToolTip("For whoever is to help: versions, checks, settings, places of errors. No names.")
         menu.aboutToShow.connect(self._offer)
         self.setMenu(menu)
         self.drafted.connect(self._drafted)
@@ -89,6 +95,20 @@ class RecipeMenu(QToolButton):
 
     def _save_all(self) -> None:
         self._draft(list(record_of(self._viewer).actions), self._save)
+
+    def _diagnose(self) -> None:
+        name, _ = QFileDialog.getSaveFileName(self, "Save a diagnostic file", "rskd-diagnosis.txt", "Text (*.txt)")
+        if not name:
+            return
+        self.diagnosis = Diagnosis(Path(name), as_set())
+        self.diagnosis.returned.connect(self._diagnosed)
+        self.diagnosis.failed.connect(lambda error: self._say(str(error)))
+        self._say("Trying everything out for the diagnostic file: it takes a minute…")
+        self.diagnosis.start()
+
+    def _diagnosed(self, outcome: Outcome) -> None:
+        well = "everything works" if outcome.value["healthy"] else "something does not work"
+        self._say(f"Saved {Path(outcome.value['file']).name} ({well}): read it before you pass it on.")
 
     # ------------------------------------------------------------------------------- where the pictures came from
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rskd.config import InferenceOptions
 
 PLUGIN = "napari-rskd"
 
 
-def compute_options() -> InferenceOptions:
-    """Return device, threads (0 = automatic) and runtime as set in the preferences."""
+def _settings() -> Any:
     from napari.settings import get_plugin_settings
 
-    compute = get_plugin_settings(PLUGIN).compute
-    return InferenceOptions(device=compute.device, threads=compute.threads or None, runtime=compute.runtime)
+    return get_plugin_settings(PLUGIN)
+
+
+def compute_options() -> InferenceOptions:
+    """Return device, threads (0 = automatic), runtime and whether to stay offline, as set in the preferences."""
+    compute = _settings().compute
+    return InferenceOptions(
+        device=compute.device, threads=compute.threads or None, runtime=compute.runtime, offline=compute.offline
+    )
 
 
 def runs_folder() -> Path:
@@ -28,8 +35,14 @@ def models_folder() -> Path:
 
 
 def _folder(name: str) -> Path:
-    from napari.settings import get_plugin_settings
     from platformdirs import user_data_path
 
-    folder = getattr(get_plugin_settings(PLUGIN).folders, name)
+    folder = getattr(_settings().folders, name)
     return Path(folder).expanduser() if folder else user_data_path("rskd", appauthor=False) / name
+
+
+def as_set() -> dict[str, object]:
+    """Return what is set, for people who help: of folders only whether there is one."""
+    settings = _settings()
+    folders = {f"{name} folder": bool(folder) for name, folder in settings.folders.model_dump().items()}
+    return {**settings.compute.model_dump(), **folders}

@@ -9,11 +9,11 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFormLayout, QWidget
 
 from napari_rskd._fields import FolderField, LayerBox, NarrowBox
+from napari_rskd._first_steps import OPEN_FIRST
 from napari_rskd._picture import Picture, slice_picture, whole_picture
 from napari_rskd._source import is_result
 
 WHOLE, SLICE, ALL, FOLDER = "One image", "The slice in view", "All open images", "A folder of images"
-OPEN_FIRST = "Open an image first: File › Open, or File › Open Sample › RSKD."
 
 
 class Target(QWidget):

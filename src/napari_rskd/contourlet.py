@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QFormLayout, QPushButton, QVBoxLayout, QWidget
 
 from napari_rskd._bands import BandGains
 from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
+from napari_rskd._first_steps import OPEN_FIRST
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import feature_band_layers, subband_layers
@@ -106,7 +107,7 @@ class ContourletWidget(Panel):
     def reason(self) -> str:
         """Return why it cannot start."""
         if self.image.layer() is None:
-            return "Open an image first: File › Open, or File › Open Sample › RSKD."
+            return OPEN_FIRST
         return ""
 
     def refresh(self) -> None:

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QCheckBox, QFileDialog, QPushButton
 
 from napari_rskd._extras import CleanUp, Extras
 from napari_rskd._fields import NarrowBox
+from napari_rskd._first_steps import LOAD_FIRST
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import segmentation_layers
@@ -118,7 +119,7 @@ class SegmentWidget(Panel):
         """Return why it cannot start."""
         missing = self.target.reason()
         if not missing and self.network.currentData() is None:
-            return "Load a student or a teacher first, in the Models panel."
+            return LOAD_FIRST
         return missing
 
     # ------------------------------------------------------------------------------------------------ what is started

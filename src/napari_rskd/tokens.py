@@ -13,6 +13,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QLabel, QPushButton, QSlider
 
 from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
+from napari_rskd._first_steps import LOAD_FIRST, OPEN_FIRST
 from napari_rskd._form import Form, guard_wheel
 from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
@@ -101,9 +102,10 @@ class TokensWidget(Panel):
         return slider
 
     def _add_buttons(self) -> None:
-        self.clicks = QCheckBox("Click a token to see what it attends to", checked=True)
-        self.deletion = QPushButton("Check: delete the top tokens")
+        self.clicks = QCheckBox("Attention on a click", checked=True)
+        self.deletion = QPushButton("Check by deletion")
         self.deletion.setToolTip("Delete tokens in this order and in random orders: does the network lose its answer?")
+        self.clicks.setToolTip("Click a token in the picture to see what it attends to.")
         self.export = QPushButton("Save figure and tables…")
         self.export.setToolTip("Write maps, figure (PNG, SVG), tables (CSV) and agreement into a folder.")
         for widget in (self.clicks, self.deletion, self.export):
@@ -129,9 +131,9 @@ class TokensWidget(Panel):
     def reason(self) -> str:
         """Return why it cannot start."""
         if self.image.layer() is None:
-            return "Open an image first: File › Open, or File › Open Sample › RSKD."
+            return OPEN_FIRST
         if not self.networks.loaded():
-            return "Load a teacher or a student first, in the Models panel."
+            return LOAD_FIRST
         if not self.networks.chosen():
             return "Tick the teacher, the student, or both."
         return ""

@@ -143,7 +143,7 @@ def _order(run: Path, order: Order, *, debug: bool) -> None:
         folder.order(order)
 
 
-def doctor(*, output: Path | None = None) -> None:
+def doctor(*, output: Path | None = None, setting: tuple[str, ...] = ()) -> None:
     """Show versions, devices, networks and folders, and try whether everything works.
 
     Parameters
@@ -151,6 +151,8 @@ def doctor(*, output: Path | None = None) -> None:
     output
         Text file for whoever is to help: the same, and where errors came from lately. No image, and no name of a file,
         a person or this computer gets into it.
+    setting
+        What is set elsewhere and shall be in the file as well, such as "device=cpu".
     """
     from rskd.doctor import examine
 
@@ -163,7 +165,7 @@ def doctor(*, output: Path | None = None) -> None:
         from rskd.diagnosis import write_diagnosis
 
         with _sentences("", debug=False):
-            write_diagnosis(output, findings)
+            write_diagnosis(output, findings, setting)
         print(f"Written to {output}: read it before you pass it on.")
     sys.exit(0 if all(finding.good for finding in findings) else 1)
 

@@ -51,6 +51,8 @@ class ComputeOptions(Config):
     threads: Annotated[int | None, Field(ge=1, le=256)] = None
     """CPU threads of a process; None = one less than there are cores, shared by the processes of a run (at least one):
     the window stays responsive. A worker of a cluster has one."""
+    offline: bool = False
+    """Refuse whatever would fetch something from the network; without it, too, nothing is fetched unasked."""
 
 
 class InferenceOptions(ComputeOptions):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rskd.doctor import Finding
@@ -30,7 +30,7 @@ _LIBRARIES = re.compile(
 
 
 def write_diagnosis(
-    path: Path, findings: Iterable[Finding], settings: Mapping[str, object] | None = None, *, logs: Path | None = None
+    path: Path, findings: Iterable[Finding], settings: Sequence[str] = (), *, logs: Path | None = None
 ) -> None:
     """Write the file.
 
@@ -41,7 +41,7 @@ def write_diagnosis(
     findings
         Of `rskd.doctor.examine`.
     settings
-        What is set in the program: numbers, switches and choices, no names; None = not known.
+        What is set in the program, such as "device=cpu"; no names.
     logs
         Folder with log files; None = the user's.
 
@@ -55,7 +55,7 @@ def write_diagnosis(
         "",
     ]
     lines += [f"{'ok  ' if each.good else 'FAIL'}  {each.name}: {without_names(each.text)}" for each in findings]
-    lines += ["", *(f"setting  {name}: {value}" for name, value in (settings or {}).items())]
+    lines += ["", *(f"setting  {setting}" for setting in settings)]
     for number, text in enumerate(_newest(log_folder() if logs is None else logs), 1):
         lines += ["", f"log {number}", *list(trace(text))[-LINES:]]
     write_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -249,6 +249,15 @@ class EvaluateJob(Config):
     """Device, threads and runtime."""
 
 
+DOWNLOAD = Path("download")
+"""In the place of a file with weights: fetch those that timm publishes."""
+
+
+def _check_reach(pretrained: Path | None, compute: ComputeOptions) -> None:
+    if compute.offline and pretrained == DOWNLOAD:
+        raise ValueError("pretrained='download' needs the network, and offline is set: name a file instead")
+
+
 class TrainJob(Config):
     """Train a network on masks alone."""
 
@@ -272,6 +281,11 @@ class TrainJob(Config):
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
 
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        _check_reach(self.pretrained, self.compute)
+        return self
+
 
 class _Distillation(Config):
     """A pair, its data, and how it learns."""
@@ -292,6 +306,11 @@ class _Distillation(Config):
     """The objective."""
     compute: ComputeOptions = ComputeOptions()
     """Device and threads."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        _check_reach(self.pretrained, self.compute)
+        return self
 
     @model_validator(mode="after")
     def _cacheable(self) -> Self:

@@ -22,8 +22,7 @@ from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, LeftOffError, RskdError
 from rskd.events import Command, Epoch, Message, Progress, Task, drain
-from rskd.jobs import DistillJob, Outcome, ResumeJob, TrainJob
-from rskd.models.encoders import DOWNLOAD
+from rskd.jobs import DOWNLOAD, DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models.passport import identity
 from rskd.models.presets import PRESETS, weight_file
 from rskd.models.segmenter import Segmenter

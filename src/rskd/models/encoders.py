@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from rskd.config import ModelSpec
 from rskd.errors import FileError, ModelError
+from rskd.jobs import DOWNLOAD
 
 PLAIN = ("vision_transformer", "deit")
 """Modules of timm whose networks are plain Vision Transformers: their width, depth, heads and patches can be chosen."""
-DOWNLOAD = Path("download")
-"""In the place of a file: fetch the weights that timm publishes."""
 FAILURES = (RuntimeError, TypeError, ValueError, AssertionError, KeyError)
 
 

@@ -1,0 +1,185 @@
+"""First steps, preferences, help, several viewers, small screens: what holds for every panel."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from napari.settings import get_plugin_settings, get_settings
+from qtpy.QtCore import QPoint, QPointF, Qt
+from qtpy.QtGui import QWheelEvent
+from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QApplication, QComboBox, QFileDialog
+
+from napari_rskd import _diagnose
+from napari_rskd._recipe_menu import RecipeMenu
+from napari_rskd._session import session_of
+from napari_rskd._settings import as_set, compute_options, models_folder
+from rskd.jobs import DistillJob
+
+SOON = 60_000  # milliseconds
+PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
+
+
+def click(qtbot: Any, button: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+# ------------------------------------------------------------------------------------------------------ first steps
+
+
+@pytest.mark.parametrize("name", ["Segment", "Token ranking", "Contourlet"])
+def test_without_an_image_a_button_opens_one(qtbot, engine, viewer, open_panel, name: str) -> None:
+    viewer.layers.clear()
+    panel = open_panel(name)
+    assert panel.first_step.isVisible()
+    assert panel.first_step.text() == "Open the retina photograph"
+    click(qtbot, panel.first_step)
+    assert "Retina (photograph)" in viewer.layers
+    assert not panel.first_step.isVisible()
+    assert panel.button.isEnabled()
+
+
+def test_without_a_network_a_button_takes_the_bundled_pair(qtbot, engine, viewer, open_panel) -> None:
+    session = session_of(viewer)
+    session.teacher = session.student = None
+    panel = open_panel("Segment")
+    assert panel.first_step.text() == "Take the two that came along"
+    click(qtbot, panel.first_step)
+    assert (session.teacher.path.stem, session.student.path.stem) == ("retina-teacher", "retina-student")
+    assert panel.button.isEnabled()
+    assert not panel.first_step.isVisible()
+
+
+# ------------------------------------------------------------------------------------------------------ preferences
+
+
+def test_every_preference_is_used(engine, make_napari_viewer, tmp_path: Path) -> None:
+    settings = get_plugin_settings("napari-rskd")
+    assert not compute_options().offline
+    assert models_folder() is None
+    (tmp_path / "mine.safetensors").touch()
+    (tmp_path / "notes.txt").touch()
+    settings.compute.offline = True
+    settings.folders.models = str(tmp_path)
+    try:
+        library = session_of(make_napari_viewer()).library
+        assert compute_options().offline
+        told = as_set()
+    finally:
+        settings.compute.offline = False
+        settings.folders.models = ""
+    assert [model.name for model in library if model.path.parent == tmp_path] == ["mine.safetensors"]
+    assert told["offline"] is True
+    assert told["models folder"] is True
+    assert str(tmp_path) not in json.dumps(told)
+
+
+def test_offline_means_that_nothing_is_fetched() -> None:
+    job = {"teacher": "retina-teacher", "student": "rskd-nano", "data": {"images": "a"}, "run": "b"}
+    DistillJob.model_validate({**job, "pretrained": "download"})
+    DistillJob.model_validate({**job, "pretrained": "file.pth", "compute": {"offline": True}})
+    with pytest.raises(ValueError, match="needs the network, and offline is set: name a file instead"):
+        DistillJob.model_validate({**job, "pretrained": "download", "compute": {"offline": True}})
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+def save_diagnosis(qtbot: Any, panel: Any, monkeypatch: Any, path: Path) -> str:
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
+    menu = panel.findChild(RecipeMenu)
+    menu.diagnose.trigger()
+    qtbot.waitUntil(lambda: not menu.diagnosis.running, timeout=2 * SOON)
+    return str(panel.status.text())
+
+
+def test_the_diagnostic_file_comes_on_a_click_and_names_nobody(
+    qtbot, engine, viewer, open_panel, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "Jane Doe"
+    folder.mkdir()
+    np.save(folder / "Doe 4711.npy", np.zeros((8, 8)))
+    viewer.add_image(np.load(folder / "Doe 4711.npy"), name="Doe 4711")
+    panel = open_panel("Contourlet")
+    said = save_diagnosis(qtbot, panel, monkeypatch, tmp_path / "out.txt")
+    assert said.startswith("Saved out.txt")
+    text = (tmp_path / "out.txt").read_text()
+    assert not [name for name in ("Jane", "Doe", "4711", str(tmp_path)) if name in text]
+    for part in ("ok    version: napari-rskd", "ok    engine", "setting  device=auto", "setting  runs folder=False"):
+        assert part in text
+
+
+def test_a_doctor_that_fails_says_so(qtbot, engine, viewer, open_panel, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(_diagnose, "find_python", lambda: "/bin/false")
+    panel = open_panel("Contourlet")
+    said = save_diagnosis(qtbot, panel, monkeypatch, tmp_path / "out.txt")
+    assert said == "The diagnostic file was not written: exit status 1"
+
+
+# ----------------------------------------------------------------------------------------- the wheel, and two viewers
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_passing_wheel_changes_no_field(qtbot, engine, viewer, open_panel, name: str) -> None:
+    panel = open_panel(name)
+    panel.button.setFocus()
+    fields = [panel.findChildren(kind) for kind in (QComboBox, QAbstractSpinBox, QAbstractSlider)]
+    fields = [field for kind in fields for field in kind if "scroll" not in type(field).__name__.lower()]
+    fields = [field for field in fields if not field.objectName().startswith("qt_")]
+    assert len(fields) >= 2
+
+    def value(field: Any) -> Any:
+        return field.currentIndex() if isinstance(field, QComboBox) else field.value()
+
+    before = [value(field) for field in fields]
+    for field in fields:
+        for turn in (120, -120):
+            middle = QPointF(field.rect().center())
+            event = QWheelEvent(
+                middle, QPointF(field.mapToGlobal(QPoint())), QPoint(), QPoint(0, turn), Qt.MouseButton.NoButton,
+                Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase, False,
+            )  # fmt: skip
+            QApplication.sendEvent(field, event)
+    assert [value(field) for field in fields] == before
+
+
+def test_two_viewers_know_nothing_of_each_other(qtbot, engine, make_napari_viewer) -> None:
+    one, other = make_napari_viewer(show=True), make_napari_viewer(show=True)
+    opened = [viewer.window.add_plugin_dock_widget("napari-rskd", "Contourlet")[1] for viewer in (one, other)]
+    one.add_image(np.zeros((32, 32)), name="mine")
+    assert [panel.button.isEnabled() for panel in opened] == [True, False]
+    engine.will_return(({}, {"denoised": np.zeros((32, 32))}))
+    click(qtbot, opened[0].denoise)
+    qtbot.waitUntil(lambda: opened[0].work is None, timeout=SOON)
+    assert "mine (denoised)" in one.layers
+    assert len(other.layers) == 0
+    assert session_of(one) is not session_of(other)
+
+
+# ------------------------------------------------------------------------------------------------------ small screens
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_at_150_percent_nothing_is_wider_than_the_dock(qtbot, engine, viewer, open_panel, name: str) -> None:
+    panel = open_panel(name)
+    appearance = get_settings().appearance
+    usual = appearance.font_size
+    height = panel.button.sizeHint().height()
+    appearance.font_size = round(1.5 * usual)
+    try:
+        qtbot.waitUntil(lambda: panel.button.sizeHint().height() > height)
+        assert panel.column.parentWidget().minimumSizeHint().width() <= 300
+        assert panel.minimumSizeHint().width() <= 300
+    finally:
+        appearance.font_size = usual
+
+
+def test_closing_a_panel_takes_back_what_it_tied_to_the_viewer(qtbot, engine, viewer, open_panel) -> None:
+    before = len(viewer.mouse_drag_callbacks), set(viewer.keymap)
+    panel = open_panel("Token ranking")
+    assert len(viewer.mouse_drag_callbacks) == before[0] + 1
+    viewer.window.remove_dock_widget(panel)
+    with qtbot.waitSignal(panel.destroyed):
+        panel.deleteLater()
+    assert (len(viewer.mouse_drag_callbacks), set(viewer.keymap)) == before
