@@ -19,7 +19,7 @@ from napari_rskd import _job
 from napari_rskd._panel import Panel
 
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
-LONG = 120_000  # milliseconds
+LONG, SOON = 120_000, 20_000  # milliseconds
 SHARED = "/dev/shm/"  # noqa: S108 - it is only looked for
 
 
@@ -93,19 +93,33 @@ def held_after_a_job(qtbot: Any, panel: Any) -> dict[str, Any]:
     return holdings()
 
 
+def expect(qtbot: Any, held: dict[str, Any]) -> None:
+    """Wait a moment for threads that are about to end, and expect what was held before, or less."""
+
+    def grown() -> dict[str, Any]:
+        now = holdings()
+        more = {name: now[name] for name in held if name != "files" and Counter(now[name]) - Counter(held[name])}
+        return more | ({"files": now["files"]} if now["files"] > held["files"] else {})
+
+    def nothing_grown() -> None:
+        assert grown() == {}
+
+    qtbot.waitUntil(nothing_grown, timeout=SOON)
+
+
 def check_panels(qtbot: Any, viewer: Any, times: int) -> None:
     for name in PANELS:
         open_and_close(qtbot, viewer, name)
     qtbot.waitUntil(lambda: _job._SHARED.get().alive, timeout=LONG)
     settle(qtbot)
-    before, held = widgets(), holdings()
+    before, alive, held = widgets(), panels(), holdings()  # other tests may have left something
     for _ in range(times):
         for name in PANELS:
             open_and_close(qtbot, viewer, name)
     settle(qtbot)
     assert widgets() - before == Counter()
-    assert panels() == 0
-    assert holdings() == held
+    assert panels() <= alive
+    expect(qtbot, held)
 
 
 def check_jobs(qtbot: Any, viewer: Any, open_panel: Any, times: int) -> None:
@@ -117,7 +131,8 @@ def check_jobs(qtbot: Any, viewer: Any, open_panel: Any, times: int) -> None:
     held = held_after_a_job(qtbot, quick)
     for _ in range(times):
         run_and_cancel(qtbot, panel)
-    assert held_after_a_job(qtbot, quick) == held
+    held_after_a_job(qtbot, quick)
+    expect(qtbot, held)
     assert set() == _job._ALIVE
     scratch = _job._SHARED.get()._child.scratch
     assert list(scratch.iterdir()) == []  # of every job, its folder is gone
