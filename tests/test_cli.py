@@ -305,6 +305,7 @@ def test_the_doctor_finds_this_installation_sound():
     assert set(wrong) == (set() if complete else {"models that came along"}), wrong
     assert "Token ranking" in findings["napari plugin"].text
     assert "stopped" in findings["engine"].text
+    assert findings["runtimes"].text.startswith("torch, ONNX Runtime")
 
 
 def test_the_doctor_sees_what_is_wrong(monkeypatch, capsys):

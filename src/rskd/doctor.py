@@ -43,6 +43,7 @@ def examine() -> Iterator[Finding]:
         ("libraries", _libraries),
         ("computer", _computer),
         ("devices", _devices),
+        ("runtimes", _runtimes),
         ("networks", _networks),
         ("models that came along", _bundled),
         ("napari plugin", _plugin),
@@ -103,6 +104,16 @@ def _devices() -> str:
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     names += ["mps"] if torch.backends.mps.is_available() else []
     return ", ".join([*names, "cpu"])
+
+
+def _runtimes() -> str:
+    from rskd.bench_words import NAMES
+    from rskd.models.exported import RUNTIMES, available_runtimes
+
+    found = available_runtimes()
+    missing = [f"{NAMES[name]} (pip install '{PACKAGE}[{name}]')" for name in RUNTIMES if name not in found]
+    names = ", ".join(NAMES[name] for name in ("torch", *found))
+    return names + (f"; not installed: {', '.join(missing)}" if missing else "")
 
 
 def _networks() -> str:
