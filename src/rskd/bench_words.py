@@ -95,7 +95,7 @@ def _draw_size(axes: Axes, rows: Sequence[Mapping[str, Any]], networks: Sequence
     names = [f"{row['network']}, {NAMES[row['runtime']]}" for row in rows]
     colors = [_COLORS[networks.index(row["network"]) % len(_COLORS)] for row in rows]
     bars = axes.barh(names, [row["fps"] for row in rows], color=colors)
-    axes.bar_label(bars, [f"{row['fps']:.1f}" for row in rows], padding=3)
+    axes.bar_label(bars, [f"{row['fps']:.3g}" for row in rows], padding=3)
     axes.axvline(REAL_TIME, color="0.4", linestyle="--", linewidth=1)
     axes.margins(x=0.15)
     axes.invert_yaxis()
