@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from napari_rskd._readers import SCAN
 from napari_rskd._source import Array
-from rskd.jobs import AgreementJob, Job, Outcome, PreflightJob
+from rskd.jobs import AgreementJob, BenchJob, Job, Outcome, PreflightJob
 from rskd.models.presets import BUNDLED
 from rskd.steps import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 KEPT = 256 << 20
 """Bytes up to which an array is kept for the recipe; of a larger one the layer must still be open."""
-UNRECORDED = (PreflightJob,)
+UNRECORDED = (PreflightJob, BenchJob)
+"""Jobs whose outcome is no result: they tell what would be, or how fast."""
 BY_ITSELF = (AgreementJob,)
 """Jobs that nobody asked for: they follow from others."""
 _NETWORKS = ("model", "teacher", "student", "compare_with")
