@@ -60,23 +60,31 @@ class ResultLayers(QObject):
         self.last = self._live.get(identity(layers[0][1]["metadata"]))
         return kept
 
-    def group(self, layer: Any) -> list[Any]:
-        """Return the labels of the result that a layer belongs to: several where classes overlap; empty = it is none.
-
-        Where some were edited and kept beside new ones, those are meant that the layer itself is one of.
-        """
-        if layer is None or layer not in self._viewer.layers or not identity(layer.metadata):
-            return []
-        own = [other for other in self._viewer.layers if _beside(other, layer)]
-        parts = {other.metadata[MARK]["part"]: other for other in own}  # the last of each
-        if isinstance(layer, Labels):
-            parts[layer.metadata[MARK]["part"]] = layer
-        return list(parts.values())
-
     def image_of(self, layer: Any) -> Any:
         """Return the image that a result was made from, or the result itself where that is gone."""
         name = layer.metadata[MARK]["image"]
         return next((image for image in self._viewer.layers if str(image.unique_id) == name), layer)
+
+
+def labels_beside(viewer: Any, layer: Any) -> list[Any]:
+    """Return the labels of the result that a layer belongs to: several where classes overlap; empty = it is none.
+
+    Where some were edited and kept beside new ones, those are meant that the layer itself is one of.
+
+    Parameters
+    ----------
+    viewer
+        Where the layers are.
+    layer
+        One of the result, ``None`` = none.
+    """
+    if layer is None or layer not in viewer.layers or not identity(layer.metadata):
+        return []
+    own = [other for other in viewer.layers if _beside(other, layer)]
+    parts = {other.metadata[MARK]["part"]: other for other in own}  # the last of each
+    if isinstance(layer, Labels):
+        parts[layer.metadata[MARK]["part"]] = layer
+    return list(parts.values())
 
 
 def _beside(other: Any, layer: Any) -> bool:

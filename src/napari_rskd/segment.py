@@ -20,10 +20,10 @@ from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
 from napari_rskd._picture import Picture, whole_picture
-from napari_rskd._results import ResultLayers
+from napari_rskd._results import ResultLayers, labels_beside
 from napari_rskd._saving import FORMATS, Saver, formats_for, source_path, suggested_name, with_ending
 from napari_rskd._session import Model, follow_session, session_of
-from napari_rskd._settings import compute_options
+from napari_rskd._settings import PLUGIN, compute_options
 from napari_rskd._source import MARK, LayerData
 from napari_rskd._targets import Target
 from rskd.config import SegmentOptions
@@ -56,6 +56,7 @@ class SegmentWidget(Panel):
         self.extras, self.clean_up = Extras(), CleanUp()
         self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"])
         self.measured = Measured(self.show_error)
+        self.legend_button = QPushButton("Legend", toolTip="Classes with colour and size; hide, fade or lock each.")
         self.save_button = QPushButton("Save result…", toolTip="Write the labels, as they are now, into a file.")
         self.live = QCheckBox("Live preview of the slice in view")
         self.live.setToolTip("Segments every slice that you scroll to, in a layer of its own, without clean-up.")
@@ -83,8 +84,9 @@ class SegmentWidget(Panel):
         self._measured_section = Section("Measurements", self.measured, opened=True)
         self._measured_section.hide()
         self.column.addWidget(self._measured_section)
-        self.column.addWidget(self.save_button)
-        self.save_button.hide()
+        for button in (self.legend_button, self.save_button):
+            self.column.addWidget(button)
+            button.hide()
 
     def _connect(self) -> None:
         self.target.changed.connect(self.refresh)
@@ -93,6 +95,7 @@ class SegmentWidget(Panel):
         for signal in (self.target.image.changed, self.network.currentIndexChanged, self.options.changed):
             signal.connect(self._preview.again)
         self._preview.told.connect(lambda words: self._show(self.speed, words))
+        self.legend_button.clicked.connect(lambda: self.viewer.window.add_plugin_dock_widget(PLUGIN, "Legend"))
         self.save_button.clicked.connect(self._ask_where)
         self._saver.saved.connect(lambda name: self.say(f"Saved as {name}."))
         self._saver.failed.connect(self.show_error)
@@ -198,7 +201,8 @@ class SegmentWidget(Panel):
         kept = self._results.show(self._layers(outcome, self._asked))
         self.measured.show_columns(outcome.value["measurements"], _folder_of(self._asked.picture))
         self._measured_section.setVisible(bool(outcome.value["measurements"]))
-        self.save_button.show()
+        for button in (self.legend_button, self.save_button):
+            button.show()
         done = f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}."
         self.say(f"{done} {EDITED}" if kept else done)
 
@@ -225,7 +229,7 @@ class SegmentWidget(Panel):
     def _labels(self) -> list[Any]:
         """Return the labels of the selected result, or else of the last one."""
         active = self.viewer.layers.selection.active
-        return self._results.group(active) or self._results.group(self._results.last)
+        return labels_beside(self.viewer, active) or labels_beside(self.viewer, self._results.last)
 
     def _ask_where(self) -> None:
         layers = self._labels()

@@ -9,7 +9,7 @@ from qtpy.QtCore import QPoint, Qt
 
 from napari_rskd._live_preview import NAME
 from napari_rskd._session import Model, session_of
-from rskd.errors import DataError
+from rskd.errors import DataError, ModelError
 from rskd.jobs import Outcome
 
 SOON = 60_000
@@ -113,3 +113,19 @@ def test_what_goes_wrong_is_said_beside_the_switch(qtbot, engine, panel) -> None
     switch(qtbot, panel)
     settle(qtbot, panel)
     assert panel.speed.text() == "No preview: The network wants colour."
+
+
+def test_the_fastest_program_is_used_on_the_processor_and_torch_where_it_refuses(qtbot, engine, viewer, panel) -> None:
+    def script(job: Any, arrays: Any) -> Any:
+        if job.compute.runtime == "onnx":
+            raise ModelError("This network cannot be exported.")
+        return (yield from answer(job, arrays))
+
+    engine.will(script)
+    switch(qtbot, panel)
+    settle(qtbot, panel)
+    for step in (3, 5):
+        viewer.dims.set_current_step(0, step)
+        settle(qtbot, panel)
+    assert [job.compute.runtime for job, _ in engine.made[0].jobs] == ["auto", "onnx", "auto", "auto"]
+    np.testing.assert_array_equal(viewer.layers[NAME].data[5], viewer.layers["CT"].data[5] > 0.5)

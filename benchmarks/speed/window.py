@@ -1,0 +1,185 @@
+"""How fast the window answers, in a real napari: run it through ``scripts/virtual-display`` where there is no display.
+
+Wall milliseconds, so a quiet machine is needed; the CPU milliseconds beside them, of the window's own thread, bear a
+busy one. A stall is the longest time between two beats of a timer, less its interval.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BEAT = 0.01  # seconds between two beats
+LIMIT = 600  # seconds
+SCROLL = 8.0  # seconds
+SIDE, DEPTH = 512, 100
+SAVE = """
+import sys
+from pathlib import Path
+from rskd.models.presets import fresh_spec
+from rskd.models.segmenter import Segmenter
+from rskd.models.weights import save
+save(Path(sys.argv[1]), Segmenter(fresh_spec("rskd-nano", in_channels=1, classes=["organ"])), card={})
+"""
+
+
+class Pulse:
+    """Remembers the longest stall of the window, and the most CPU time of one beat."""
+
+    def __init__(self) -> None:
+        from qtpy.QtCore import Qt, QTimer
+
+        self.lap()
+        self._timer = QTimer(interval=int(1000 * BEAT), timerType=Qt.TimerType.PreciseTimer)
+        self._timer.timeout.connect(self._beat)
+        self._timer.start()
+
+    def lap(self) -> None:
+        """Begin anew."""
+        self.stall = self.busy = 0.0
+        self._last, self._used = time.perf_counter(), time.thread_time()
+
+    def _beat(self) -> None:
+        now, used = time.perf_counter(), time.thread_time()
+        self.stall = max(self.stall, now - self._last - BEAT)
+        self.busy = max(self.busy, used - self._used)
+        self._last, self._used = now, used
+
+
+def wait(until: Callable[[], bool], limit: float = LIMIT) -> float:
+    """Run the window until something is so; returns the milliseconds that took."""
+    from qtpy.QtCore import QEventLoop
+    from qtpy.QtWidgets import QApplication
+
+    began = time.perf_counter()
+    while not until() and time.perf_counter() - began < limit:
+        QApplication.instance().processEvents(QEventLoop.ProcessEventsFlag.AllEvents, 5)
+    return 1000 * (time.perf_counter() - began)
+
+
+def pause(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    wait(lambda: time.perf_counter() > end)
+
+
+def tell(what: str, value: str, target: str) -> None:
+    print(f"{what:<58}{value:>22}   {target}", flush=True)
+
+
+def open_panel(viewer: Any, name: str) -> tuple[Any, float]:
+    """Open a panel as the menu does; returns it, and milliseconds until it is drawn."""
+    began = time.perf_counter()
+    _, panel = viewer.window.add_plugin_dock_widget("napari-rskd", name)
+    wait(panel.isVisible)
+    pause(0.02)
+    return panel, 1000 * (time.perf_counter() - began) - 20
+
+
+def segment(panel: Any) -> float:
+    """Press the button; returns milliseconds until the labels are there."""
+    panel.button.click()
+    return wait(lambda: panel.work is None and not panel._results.busy)
+
+
+def of_a_slice(viewer: Any, panel: Any) -> None:
+    viewer.add_image(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8), name="picture")
+    segment(panel)
+    times = [segment(panel) for _ in range(5)]
+    inside = [float(words) for words in panel.status.text().split() if words.replace(".", "").isdigit()]
+    tell(f"click to labels, {SIDE} x {SIDE}, retina-student, warm", f"{sorted(times)[2]:.0f} ms", "target < 500 ms")
+    tell("   of which the engine says it took", f"{1000 * inside[0]:.0f} ms", "")
+
+
+def of_a_volume(viewer: Any, panel: Any, model: Path) -> None:
+    choose(viewer, model)
+    viewer.add_image(np.random.default_rng(0).random((DEPTH, SIDE, SIDE), np.float32), name="volume")
+    panel.target.image.choose(viewer.layers["volume"])
+    pause(3)
+    pulse = Pulse()
+    pause(2)
+    idle = pulse.stall
+    pulse.lap()
+    took = segment(panel)
+    pause(0.5)
+    value = f"{1000 * pulse.stall:.0f} ms ({1000 * pulse.busy:.0f} ms CPU)"
+    tell(f"longest stall, {SIDE} x {SIDE} x {DEPTH}, rskd-nano", value, "target < 100 ms")
+    tell("   of which the window idle; the whole took", f"{1000 * idle:.0f} ms; {took / 1000:.0f} s", "")
+
+
+def of_the_preview(viewer: Any, panel: Any, model: Path) -> None:
+    choose(viewer, model)
+    viewer.window.resize(700, 560)
+    scan = viewer.add_image(np.random.default_rng(0).random((2000, 256, 256), np.float32), name="scroll")
+    panel.target.image.choose(scan)
+    tell("steps per second of scrolling without the preview", f"{scroll(viewer, 0)[0]:.1f}", "")
+    panel.live.click()
+    wait(lambda: any(layer.name == "Live preview" for layer in viewer.layers))
+    pause(20)  # the network may be exported first
+    shown: list[float] = []
+    panel._preview.shown.connect(lambda: shown.append(time.perf_counter()))
+    pulse = Pulse()
+    steps, began = scroll(viewer, 1000)
+    rate = len([moment for moment in shown if moment > began]) / SCROLL
+    tell("live preview, 256 x 256, rskd-nano, while scrolling", f"{rate:.1f} per second", "target >= 15")
+    tell("   steps per second; longest stall", f"{steps:.1f}; {1000 * pulse.stall:.0f} ms", "")
+    panel.live.click()
+
+
+def scroll(viewer: Any, start: int) -> tuple[float, float]:
+    """Step through the slices as fast as the window can, at most 30 times a second; returns steps per second."""
+    from qtpy.QtCore import QTimer
+
+    step = [start]
+
+    def on() -> None:
+        step[0] += 1
+        viewer.dims.set_current_step(0, step[0])
+
+    timer = QTimer(interval=33)
+    timer.timeout.connect(on)
+    began = time.perf_counter()
+    timer.start()
+    pause(SCROLL)
+    timer.stop()
+    return (step[0] - start) / SCROLL, began
+
+
+def choose(viewer: Any, model: Path) -> None:
+    from napari_rskd._session import Model, session_of
+
+    session = session_of(viewer)
+    session.student = session.learn(Model("nano", str(model)))
+    viewer.layers.clear()
+
+
+def main() -> None:
+    import napari
+
+    from napari_rskd import _job
+
+    viewer = napari.Viewer()
+    pause(2)
+    panel, first = open_panel(viewer, "Segment")
+    tell("from the menu to a usable panel, in a fresh napari", f"{first:.0f} ms", "target < 1000 ms")
+    viewer.window.remove_dock_widget(panel)
+    panel, again = open_panel(viewer, "Segment")
+    tell("Segment panel opened again", f"{again:.0f} ms", "target < 300 ms")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "nano.safetensors"
+        subprocess.run([sys.executable, "-c", SAVE, str(model)], check=True)
+        of_a_slice(viewer, panel)
+        of_the_preview(viewer, panel, model)
+        of_a_volume(viewer, panel, model)
+    viewer.close()
+    _job.shut_down()
+
+
+if __name__ == "__main__":
+    main()
