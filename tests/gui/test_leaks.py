@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QApplication
 from napari_rskd import _job
 from napari_rskd._panel import Panel
 
-PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
+PANELS = ["Models", "Distill", "Segment", "Legend", "Token ranking", "Contourlet"]
 LONG, SOON = 120_000, 20_000  # milliseconds
 SHARED = "/dev/shm/"  # noqa: S108 - it is only looked for
 
