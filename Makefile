@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 VIRTUAL := scripts/virtual-display
 HEADLESS := $(if $(filter Linux,$(shell uname)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,yes))
 
-.PHONY: demo test slow check bench docs clean
+.PHONY: demo test test-pyside slow check bench docs screenshots clean
 
 demo: $(READY)
 	$(if $(HEADLESS),@echo "There is no display: using a virtual one and writing to demo-output/")
@@ -15,6 +15,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(VIRTUAL) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+
+# The window's tests with the other Qt binding, which lies beside the environment so that only one is found at a time.
+PYSIDE := $(VENV)/pyside6
+test-pyside: $(READY)
+	test -d $(PYSIDE) || $(BIN)/python -m pip install --quiet --target $(PYSIDE) 'PySide6-Essentials>6.7,!=6.11.0,!=6.11.1'
+	PYTHONPATH=$(PYSIDE) QT_API=pyside6 PYTEST_QT_API=pyside6 $(VIRTUAL) $(BIN)/python -m pytest tests/gui
 
 slow: $(READY)
 	$(VIRTUAL) $(BIN)/python -m pytest -m slow
@@ -33,6 +39,9 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+screenshots: $(READY)
+	$(VIRTUAL) $(BIN)/python scripts/screenshots
 
 clean:
 	rm -rf $(VENV) demo-output docs/_build

@@ -63,6 +63,7 @@ class RecipeMenu(QToolButton):
         self.diagnose.setToolTip("For whoever is to help: versions, checks, settings, places of errors. No names.")
         menu.aboutToShow.connect(self._offer)
         self.setMenu(menu)
+        self.setStyleSheet("QToolButton { padding-right: 14px; }")  # or the arrow lies on the word
         self.drafted.connect(self._drafted)
 
     def _offer(self) -> None:
