@@ -65,13 +65,16 @@ class CleanUp(QWidget):
         super().__init__()
         self._grid = QGridLayout(self)
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setHorizontalSpacing(6)
+        self._grid.setHorizontalSpacing(4)
         self.unit = NarrowBox()
         for title, value in UNITS.items():
             self.unit.addItem(title, value)
         self.unit.setToolTip(CleanUpOptions.model_fields["size_unit"].description or "")
         self.slices = _box("Fill holes slice by slice", CleanUpOptions.model_fields["holes_in"].description or "")
         self.rows: dict[str, _Row] = {}
+        for column, title in enumerate(("", "Drop parts\nbelow", "Largest\nonly", "Fill\nholes")):
+            self._grid.addWidget(QLabel(title, alignment=Qt.AlignmentFlag.AlignBottom), 0, column)
+        self._sizes_in = QLabel("Sizes in")
         self.offer(())
 
     def offer(self, classes: Sequence[str]) -> None:
@@ -82,15 +85,12 @@ class CleanUp(QWidget):
         for row in self.rows.values():
             row.remove()
         self.rows = {name: self.rows[name] if name in self.rows else _Row(name) for name in names}
-        for column, title in enumerate(("", "Drop parts\nbelow", "Only the\nlargest", "Fill\nholes")):
-            if self._grid.itemAtPosition(0, column) is None:
-                self._grid.addWidget(QLabel(title, alignment=Qt.AlignmentFlag.AlignBottom), 0, column)
         for number, row in enumerate(self.rows.values(), 1):
             for column, field in enumerate(row.fields):
                 self._grid.addWidget(field, number, column)
                 field.show()
         last = len(names) + 1
-        self._grid.addWidget(QLabel("Sizes in"), last, 0)
+        self._grid.addWidget(self._sizes_in, last, 0)
         self._grid.addWidget(self.unit, last, 1, 1, 3)
         self._grid.addWidget(self.slices, last + 1, 0, 1, 4)
 
@@ -111,10 +111,10 @@ class _Row:
     def __init__(self, name: str) -> None:
         title = EVERY if name == ALL else name.capitalize()
         self.label = QLabel(title, toolTip=title)
-        self.label.setMinimumWidth(min(70, self.label.sizeHint().width()))
+        self.label.setMinimumWidth(min(64, self.label.sizeHint().width()))
         self.size = QDoubleSpinBox(decimals=3, maximum=LARGEST, specialValueText="–")
         self.size.setStepType(QDoubleSpinBox.StepType.AdaptiveDecimalStepType)
-        self.size.setMinimumWidth(40)
+        self.size.setFixedWidth(70)
         guard_wheel(self.size)
         self.largest, self.holes = QCheckBox(), QCheckBox()
         self.fields = (self.label, self.size, self.largest, self.holes)

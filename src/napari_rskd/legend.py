@@ -33,7 +33,7 @@ from napari_rskd._sizes import Sizes
 from napari_rskd._source import is_result
 
 NOTHING = "Segment an image: its classes are listed here, with their colours and sizes."
-TITLES = ("Show", "", "Class", "Size", "Opacity", "Lock")
+TITLES = ("Show", "", "Class", "Size", "Fade", "Lock")
 SWATCH = 18
 
 
@@ -84,7 +84,8 @@ class LegendWidget(QWidget):
         self.title, self.status = text(name="title"), text(name="status")
         self._body = QWidget()
         self._grid = QGridLayout(self._body)
-        self._grid.setContentsMargins(8, 4, 8, 4)
+        self._grid.setContentsMargins(2, 4, 2, 4)
+        self._grid.setHorizontalSpacing(4)
         self._grid.setAlignment(Qt.AlignmentFlag.AlignTop)
         self._grid.setColumnStretch(2, 1)
         area = QScrollArea(widgetResizable=True, frameShape=QFrame.Shape.NoFrame)
@@ -139,7 +140,7 @@ class LegendWidget(QWidget):
         swatch = QPushButton()
         swatch.setFixedSize(SWATCH, SWATCH)
         opacity = QSlider(Qt.Orientation.Horizontal, minimum=0, maximum=100, value=round(100 * look.opacity))
-        opacity.setFixedWidth(52)
+        opacity.setFixedWidth(44)
         guard_wheel(opacity)
         lock = QCheckBox(checked=look.locked)
         name, size = QLabel(row.name), QLabel("…")

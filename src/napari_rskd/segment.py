@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QPushButton
 
 from napari_rskd._extras import CleanUp, Extras
@@ -16,6 +17,7 @@ from napari_rskd._first_steps import LOAD_FIRST
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import segmentation_layers
+from napari_rskd._live import PAUSE
 from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
@@ -68,6 +70,7 @@ class SegmentWidget(Panel):
         self._asked: _Asked | None = None
         self._count = 0
         self._failures: list[str] = []
+        self._found: Mapping[str, Any] = {}
         self._build_column()
         self._connect()
         follow_session(self, self.session, self._offer)
@@ -199,12 +202,18 @@ class SegmentWidget(Panel):
             self._show(self.error_label, "\n".join(told[:MESSAGES]))
             return
         kept = self._results.show(self._layers(outcome, self._asked))
-        self.measured.show_columns(outcome.value["measurements"], _folder_of(self._asked.picture))
-        self._measured_section.setVisible(bool(outcome.value["measurements"]))
-        for button in (self.legend_button, self.save_button):
-            button.show()
         done = f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}."
         self.say(f"{done} {EDITED}" if kept else done)
+        self._found = outcome.value["measurements"]
+        QTimer.singleShot(PAUSE, self._offer_more)  # after the labels are drawn: both at once would stall the window
+
+    def _offer_more(self) -> None:
+        """Show what was measured, and what can be done with the result."""
+        if self._asked is not None:
+            self.measured.show_columns(self._found, _folder_of(self._asked.picture))
+        self._measured_section.setVisible(bool(self._found))
+        for button in (self.legend_button, self.save_button):
+            button.show()
 
     def _layers(self, outcome: Outcome, asked: _Asked) -> list[LayerData]:
         picture, value = asked.picture, outcome.value

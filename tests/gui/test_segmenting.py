@@ -156,6 +156,7 @@ def test_maps_measurements_and_clean_up_that_were_asked_for(qtbot, engine, viewe
         np.testing.assert_allclose(layer.data_to_world((4, 3, 2)), image.data_to_world((4, 3, 2)))
         assert (layer.units, layer.axis_labels) == (image.units, image.axis_labels)
     assert [*viewer.layers["Vessel (student)"].features["ml"]][1] == 1.25
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
     table = panel.measured.table
     assert [table.item(0, column).text() for column in range(4)] == ["Vessel", "1.25 ml", "2", "0.5"]
     panel.measured.save(tmp_path / "table")
@@ -166,6 +167,7 @@ def test_classes_of_a_known_network_are_cleaned_up_one_by_one(viewer, panel) -> 
     session = session_of(viewer)
     classes = [{"name": name} for name in ("background", "liver", "lesion")]
     session.learn(Model("Student B", "/models/b.safetensors", passport={"spec": {"classes": classes}}))
+    assert panel.column.parentWidget().minimumSizeHint().width() <= 300 - 14  # beside a scroll bar
     panel.clean_up.rows["liver"].holes.setChecked(True)
     assert panel.clean_up.options().fill_holes == ("liver",)
     session.learn(Model("Student B", "/models/b.safetensors"))
@@ -230,6 +232,7 @@ def test_save_as_it_is_now(qtbot, viewer, panel, monkeypatch, tmp_path, ending: 
         return str(tmp_path / f"saved{ending}"), lines.split(";;")[0]
 
     monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
     click(qtbot, panel.save_button)
     qtbot.waitUntil(lambda: panel.status.text() == f"Saved as saved{ending}.", timeout=SOON)
     assert asked == [str(tmp_path / "head_segmentation.nii.gz")]
