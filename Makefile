@@ -17,6 +17,7 @@ test: $(READY)
 	$(VIRTUAL) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 # The window's tests with the other Qt binding, which lies beside the environment so that only one is found at a time.
+# With PySide6, napari 0.9.2 itself raises a TypeError (create_worker.<locals>.<lambda>) whenever a job ends in an error.
 PYSIDE := $(VENV)/pyside6
 test-pyside: $(READY)
 	test -d $(PYSIDE) || $(BIN)/python -m pip install --quiet --target $(PYSIDE) 'PySide6-Essentials>6.7,!=6.11.0,!=6.11.1'
