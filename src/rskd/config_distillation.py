@@ -22,8 +22,11 @@ class LogitsOptions(Config):
 
     weight: Weight = 1.0
     """Weight of the term; 0 = off."""
-    temperature: Annotated[float, Field(gt=0, le=100)] = 4.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     """Softening of both outputs."""
+    balanced: bool = True
+    """The classes that the teacher sees in an image count alike, however few pixels they have; off = every pixel counts
+    alike, as published, and a small student can lose a rare class for good."""
 
 
 class RankingOptions(Config):

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from rskd.distillation.logits import logits_loss
+from rskd.distillation.logits import class_shares, logits_loss
 from rskd.distillation.task import soft_dice_loss, task_loss
 
 
@@ -33,6 +35,48 @@ def test_distillation_is_the_mean_divergence_of_the_pixels(temperature):
                 total += sum(a * math.log(a / c) for a, c in zip(p, q, strict=True))
     expected = temperature**2 * total / 40
     assert logits_loss(student, teacher, temperature=temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_balanced_distillation_is_the_mean_over_images_and_the_classes_in_them(overlapping):
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    teacher[0, 2] = -50  # which is then nowhere the strongest
+    means = []
+    for b in range(2):
+        decisions = [(teacher[b, k : k + 1], student[b, k : k + 1]) for k in range(3)] if overlapping else None
+        for t, s in decisions or [(teacher[b], student[b])]:
+            t, s = ((torch.cat([0 * x, x]) if overlapping else x) for x in (t, s))
+            found: dict[int, list[float]] = {}
+            for y in range(4):
+                for x in range(5):
+                    p, q = softmax((t[:, y, x] / 2).tolist()), softmax((s[:, y, x] / 2).tolist())
+                    divergence = sum(a * math.log(a / c) for a, c in zip(p, q, strict=True) if a)
+                    found.setdefault(p.index(max(p)), []).append(divergence)
+            means.append(sum(sum(values) / len(values) for values in found.values()) / len(found))
+    loss = logits_loss(student, teacher, temperature=2, overlapping=overlapping, balanced=True)
+    assert loss.item() == pytest.approx(4 * sum(means) / len(means), rel=1e-5)
+
+
+def test_a_rare_class_counts_as_much_as_the_background_where_classes_are_balanced():
+    """The student misses the one pixel of a class; of a larger image that is as bad as of a small one."""
+    losses = {True: [], False: []}
+    for side in (4, 32):
+        teacher = torch.zeros(1, 2, side, side)
+        teacher[:, 0] = 5
+        student = teacher.clone()
+        teacher[0, :, 1, 2] = torch.tensor([0.0, 5.0])
+        for balanced, found in losses.items():
+            found.append(logits_loss(student, teacher, temperature=1, balanced=balanced).item())
+    assert losses[True][0] == pytest.approx(losses[True][1])
+    assert losses[False][0] == pytest.approx(64 * losses[False][1])
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(0, 10_000))
+def test_shares_of_classes_are_alike_in_every_image(batch, classes, seed):
+    labels = torch.randint(0, classes, (batch, 6, 5), generator=torch.Generator().manual_seed(seed))
+    for image, shares in zip(labels, class_shares(labels), strict=True):
+        sums = [shares[image == label].sum().item() for label in image.unique()]
+        assert sums == pytest.approx([1 / len(sums)] * len(sums))
 
 
 def test_distillation_by_hand():

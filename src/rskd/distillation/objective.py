@@ -170,9 +170,9 @@ class Objective(nn.Module):
     def _distillation(self, student: Features, teacher: Features, targets: Tensor) -> dict[str, Tensor]:
         losses = {}
         if self.options.logits.weight:
-            temperature, overlapping = self.options.logits.temperature, self.student.spec.overlapping
-            both = student.logits, teacher.logits
-            losses["logits"] = logits_loss(*both, temperature=temperature, overlapping=overlapping)
+            how = self.options.logits.model_dump(exclude={"weight"})
+            overlapping = self.student.spec.overlapping
+            losses["logits"] = logits_loss(student.logits, teacher.logits, overlapping=overlapping, **how)
         for name, term in self.terms.items():
             if name == "ranking":
                 losses[name] = _ranking(term, student, teacher)

@@ -146,7 +146,8 @@ def stage_pairs(sees: Sees, student_depth: int, teacher_depth: int) -> tuple[tup
 _ALONE: dict[str, Any] = {name: {"weight": 0} for name in ("ranking", "texture", "fusion")}
 METHODS: dict[str, Callable[[], DistillOptions]] = {
     "alone": lambda: DistillOptions.model_validate(_ALONE | {"logits": {"weight": 0}}),
-    "kd": lambda: DistillOptions.model_validate(_ALONE),
+    "kd": lambda: DistillOptions.model_validate(_ALONE | {"logits": {"temperature": 4, "balanced": False}}),
+    "balanced_kd": lambda: DistillOptions.model_validate(_ALONE),
     "rskd": DistillOptions,
     "kl_importance": lambda: DistillOptions.model_validate(
         _ALONE | {"ranking": {"weight": 1, "loss": "kl_importance"}}
