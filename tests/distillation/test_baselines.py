@@ -119,8 +119,8 @@ def test_every_method_is_an_objective(name, networks):
     objective = Objective(*networks, method(name))
     images = torch.randn(2, 1, 32, 32)
     losses = objective(images, torch.randint(-1, 3, (2, 32, 32)))
-    expected = {"alone": set(), "kd": {"logits"}, "rskd": {"logits", "ranking", "texture", "fusion"}}
-    expected["kl_importance"] = {"logits", "ranking"}
+    expected = {"alone": set(), "kd": {"logits"}, "balanced_kd": {"logits"}, "kl_importance": {"logits", "ranking"}}
+    expected["rskd"] = {"logits", "ranking", "texture", "fusion"}
     assert set(losses) == {"task"} | expected.get(name, {"logits", name})
     assert all(torch.isfinite(loss) for loss in losses.values())
     weights = {n: objective.weight(n, ramp=0.5) for n in losses}
@@ -151,5 +151,5 @@ def test_several_terms_share_what_is_observed(networks):
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(ParameterError, match="no method named 'hope': choose one of alone, kd, rskd"):
+    with pytest.raises(ParameterError, match="no method named 'hope': choose one of alone, kd, balanced_kd, rskd"):
         method("hope")
