@@ -10,10 +10,9 @@ it was; the 20 test images are looked at once, when both networks are finished.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from rich.progress import Progress as Bar
+from shipping import finish, ship
 
 from rskd.config import (
     BACKGROUND,
@@ -25,16 +24,14 @@ from rskd.config import (
     TileOptions,
     TrainOptions,
 )
-from rskd.evaluate import evaluate
-from rskd.events import Epoch, Message, Step, Task
-from rskd.jobs import DistillJob, EvaluateJob, Outcome, ResumeJob, TrainJob
-from rskd.models import weights
+from rskd.jobs import DistillJob, EvaluateJob, TrainJob
 from rskd.models.presets import fresh_spec
-from rskd.runs import RunFolder
-from rskd.train import distill, resume, train
 
 VALIDATION = ("25_training", "30_training", "35_training", "40_training")
-LICENCE = "LICENCE UNKNOWN: trained on DRIVE, whose licence is unconfirmed; for research and demonstration only"
+FACTS = {
+    "data": "DRIVE: 16 images to train, 4 to validate, 20 to test (first observer)",
+    "licence": "LICENCE UNKNOWN: trained on DRIVE, whose licence is unconfirmed; for research and demonstration only",
+}
 
 DESCRIPTION = {
     "channels": ("red", "green", "blue"),
@@ -71,8 +68,12 @@ def main(drive: Path, runs: Path) -> None:
             distillation=DistillOptions(),
         )
     )
-    ship(teacher, runs / "retina-teacher.safetensors", drive, "Retinal vessels, teacher")
-    ship(student, runs / "retina-student.safetensors", drive, "Retinal vessels, student")
+    test = CaseOptions(
+        images=drive / "test" / "images", masks=drive / "test" / "1st_manual", regions=drive / "test" / "mask"
+    )
+    for role, best in (("teacher", teacher), ("student", student)):
+        job = EvaluateJob(model=runs / f"retina-{role}.safetensors", data=test, options=TileOptions(overlap=0.5))
+        ship(best, job, FACTS, **DESCRIPTION, name=f"Retinal vessels, {role}")
 
 
 def teacher_spec() -> ModelSpec:
@@ -84,55 +85,6 @@ def student_spec() -> ModelSpec:
     """Return the student's description: `rskd-micro`, a quarter narrower."""
     narrow = {"embed_dim": 96, "num_heads": 3}
     return fresh_spec("rskd-micro", in_channels=3, classes=["vessel"]).model_copy(update=narrow | {"frame": 584})
-
-
-def finish(job: TrainJob | DistillJob) -> Path:
-    """Run a training to its end, from wherever it is, and return its best network."""
-    if (job.run / "job.json").exists():
-        show(resume(ResumeJob(run=job.run)))
-    elif isinstance(job, TrainJob):
-        show(train(job))
-    else:
-        show(distill(job))
-    return RunFolder(job.run).best
-
-
-def show(task: Task[Outcome]) -> Outcome:
-    with Bar() as bar:
-        row = bar.add_task("steps")
-        while True:
-            try:
-                event = next(task)
-            except StopIteration as end:
-                return end.value
-            if isinstance(event, Step):
-                bar.update(row, completed=event.step, total=event.steps)
-            elif isinstance(event, Epoch):
-                bar.console.print(f"epoch {event.epoch}: validation Dice {event.dice:.4f} {'(best)' * event.best}")
-            elif isinstance(event, Message):
-                bar.console.print(event.text)
-
-
-def ship(best: Path, target: Path, drive: Path, name: str) -> None:
-    """Write the network in half precision, measure that file on the test images, and put the result on its card."""
-    model, card = weights.load(best), weights.inspect(best).card
-    model.spec = model.spec.model_copy(update=DESCRIPTION | {"name": name})
-    weights.save(target, model, card=card, half=True)
-    test = CaseOptions(
-        images=drive / "test" / "images", masks=drive / "test" / "1st_manual", regions=drive / "test" / "mask"
-    )
-    result = show(evaluate(EvaluateJob(model=target, data=test, options=TileOptions(overlap=0.5))))
-    weights.save(target, model, card=card | facts(result.value), half=True)
-    print(f"{target.name}: test Dice inside the field of view {result.value['dice']['vessel']:.4f}")
-
-
-def facts(result: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    return {
-        "data": "DRIVE: 16 images to train, 4 to validate, 20 to test (first observer)",
-        "licence": LICENCE,
-        "test Dice": f"{result['dice']['vessel']:.4f} inside the field of view, mean of 20 images",
-        "test IoU": f"{result['iou']['vessel']:.4f} inside the field of view, mean of 20 images",
-    }
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED: dict[str, Path] = {
     "retina-teacher": _BUNDLED / "retina-teacher.safetensors",
     "retina-student": _BUNDLED / "retina-student.safetensors",
+    "hippocampus-teacher": _BUNDLED / "hippocampus-teacher.safetensors",
+    "hippocampus-student": _BUNDLED / "hippocampus-student.safetensors",
 }
 """Weight files inside the package: for demonstration, not for diagnosis."""
 
