@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.accuracy.datasets import DATASETS, lay_out
 from benchmarks.accuracy.study import ALONE, TEACHER, Study, Unit
-from rskd.config import ComputeOptions, InferenceOptions, ModelSpec
+from rskd.config import ComputeOptions, ModelSpec
 from rskd.errors import ParameterError
 from rskd.evaluate import evaluate
 from rskd.events import Epoch, Task
@@ -81,8 +81,7 @@ def _do(study: Study, unit: Unit, workplace: Workplace, until: float) -> dict[st
     job = _job(study, unit, workplace, folders.development)
     _until(_training(job), until)
     best = RunFolder(job.run).best
-    compute = InferenceOptions(**workplace.compute.model_dump())
-    test = EvaluateJob(model=best, data=folders.test, options=study.segmentation, compute=compute)
+    test = EvaluateJob(model=best, data=folders.test, options=study.segmentation, compute=workplace.compute)
     outcome = _until(evaluate(test), until)
     epochs = [event for event in RunFolder(job.run).events() if isinstance(event, Epoch)]
     return {

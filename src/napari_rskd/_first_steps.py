@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from napari_rskd._samples import retina
-from napari_rskd._session import ROLES, bundled_models, session_of
+from napari_rskd._session import bundled_pair, session_of
 from napari_rskd._source import add_layer
 
 OPEN_FIRST = "Open an image first: File › Open, or File › Open Sample › RSKD."
@@ -21,8 +21,7 @@ def open_sample(viewer: Any) -> None:
 def take_bundled_pair(viewer: Any) -> None:
     """Choose the teacher and the student that come along."""
     session = session_of(viewer)
-    for model in bundled_models():
-        role = next(role for role in ROLES if role in model.path.stem)
+    for role, model in bundled_pair().items():
         setattr(session, role, session.learn(model))
 
 

@@ -82,10 +82,14 @@ def session_of(viewer: Any) -> Session:
     """Return the session of a viewer (or of napari's proxy of it); the bundled pair is chosen in a new one."""
     viewer = getattr(viewer, "__wrapped__", viewer)
     if viewer not in _SESSIONS:
-        library = bundled_models()
-        teacher, student = (next((m for m in library if role in m.path.stem), None) for role in ROLES)
-        _SESSIONS[viewer] = Session(teacher=teacher, student=student, library=library)
+        pair = bundled_pair()
+        _SESSIONS[viewer] = Session(pair.get("teacher"), pair.get("student"), bundled_models())
     return _SESSIONS[viewer]
+
+
+def bundled_pair() -> dict[str, Model]:
+    """Return the first bundled teacher and student, by role."""
+    return {role: model for model in reversed(bundled_models()) for role in ROLES if role in model.path.stem}
 
 
 def bundled_models() -> tuple[Model, ...]:

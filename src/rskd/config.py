@@ -7,9 +7,9 @@ A field's docstring is its help text.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rskd.config_base import Config as Config
 from rskd.config_base import Fraction as Fraction
@@ -61,6 +61,12 @@ class InferenceOptions(ComputeOptions):
     runtime: Literal["auto", "torch", "onnx", "openvino"] = "auto"
     """What runs the network: torch, ONNX Runtime or OpenVINO (extras `onnx` and `openvino`; on the CPU, often faster).
     Weights are exported for these two once, into your cache. auto = torch for weights, else what is installed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_any_work(cls, value: Any) -> Any:
+        """Take what says where any work runs, too."""
+        return value.model_dump() if type(value) is ComputeOptions else value
 
 
 class ClusterOptions(Config):

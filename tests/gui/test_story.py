@@ -314,7 +314,7 @@ napari.run()
 """
 
 
-@pytest.mark.parametrize("end", ["kill", "close"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("close", marks=pytest.mark.slow)])
 def test_a_distillation_outlives_napari_and_is_taken_up_by_the_next_one(
     qtbot, viewer, open_panel, pair, runs, end: str
 ) -> None:

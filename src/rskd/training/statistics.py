@@ -59,7 +59,7 @@ def recent(step: int, batch_size: int) -> range:
 
     Examples
     --------
-    >>> list(recent(100, 16)), list(recent(2, 16))
+    >>> recent(100, 16), recent(2, 16)
     (range(96, 100), range(0, 2))
     """
     return range(max(0, step - -(-PATCHES // batch_size)), step)
