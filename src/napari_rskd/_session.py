@@ -83,7 +83,7 @@ def session_of(viewer: Any) -> Session:
     viewer = getattr(viewer, "__wrapped__", viewer)
     if viewer not in _SESSIONS:
         pair = bundled_pair()
-        _SESSIONS[viewer] = Session(pair.get("teacher"), pair.get("student"), bundled_models())
+        _SESSIONS[viewer] = Session(pair.get("teacher"), pair.get("student"), library=bundled_models())
     return _SESSIONS[viewer]
 
 

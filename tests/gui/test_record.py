@@ -85,6 +85,7 @@ def same(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 def test_a_click_through_is_replayed_with_the_same_arrays(
     qtbot, viewer, photo, open_panel, tmp_path, monkeypatch
 ) -> None:
