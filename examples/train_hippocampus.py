@@ -21,6 +21,7 @@ from shipping import finish, ship
 from rskd.config import AugmentOptions, CaseOptions, DataOptions, DistillOptions, ModelSpec, TrainOptions
 from rskd.jobs import DistillJob, EvaluateJob, TrainJob
 from rskd.models.presets import fresh_spec
+from rskd.records import ENVIRONMENT, read_json
 
 CLASSES = ("anterior hippocampus", "posterior hippocampus")
 MODALITY = "T1-weighted MRI, crop around one hippocampus, 1 mm"
@@ -58,7 +59,9 @@ def main(source: Path, runs: Path) -> None:
     for role, best in (("teacher", teacher), ("student", student)):
         job = EvaluateJob(model=runs / f"hippocampus-{role}.safetensors", data=test)
         scores[role] = ship(best, job, facts, name=f"Hippocampus, {role}", modality=MODALITY, channels=("T1",))
-    (runs / "scores.json").write_text(json.dumps(scores, indent=1))
+    sessions = {role: read_json(runs / role / ENVIRONMENT) for role in scores}
+    found = {"seed": training.seed, "scores": scores, "environments": sessions}
+    (runs / "scores.json").write_text(json.dumps(found, indent=1))
 
 
 def select(source: Path, names: Sequence[str], target: Path) -> CaseOptions:
