@@ -12,7 +12,7 @@ import torch
 from rskd import bench_words
 from rskd.bench import Candidate, bench, fastest, labels_of, multiply_adds, peak_memory
 from rskd.cli import main
-from rskd.config import ModelSpec
+from rskd.config import ComputeOptions, ModelSpec
 from rskd.errors import ParameterError
 from rskd.events import Message, drain, retold
 from rskd.jobs import BenchJob
@@ -88,6 +88,34 @@ def test_every_runtime_is_measured_in_turn(net, tmp_path):
     assert fastest(value, "net", 32)["p50"] == min(
         row["p50"] for row in value["rows"] if row["network"] == "net" and row["size"] == 32
     )
+
+
+def test_networks_of_the_same_file_name_are_told_apart(tmp_path):
+    files = [tmp_path / run / "best.safetensors" for run in ("a", "b")]
+    for file, name in zip(files, ("rskd-nano", "rskd-micro"), strict=True):
+        file.parent.mkdir()
+        weights.save(file, Segmenter(fresh_spec(name, in_channels=1, classes=["organ"])), card={})
+    value = drain(bench(BenchJob(models=tuple(files), sizes=(32,), rounds=3, seconds=0.001, memory=False))).value
+    first, second = value["networks"]["a/best"], value["networks"]["b/best"]
+    assert (first["parameters"], second["parameters"]) == tuple(weights.inspect(file).parameters for file in files)
+    assert first["gmacs"]["32"] < second["gmacs"]["32"]
+    runtimes = {(row["network"], row["runtime"]) for row in value["rows"]}
+    assert runtimes == {
+        (name, runtime) for name in ("a/best", "b/best") for runtime in ("torch", *available_runtimes())
+    }
+    assert {row["rounds"] for row in value["rows"]} == {3}  # no more than there must be
+
+
+def test_a_figure_that_cannot_be_is_refused_before_anything_is_measured(net):
+    with pytest.raises(ParameterError, match=r"let its name end in \.svg or \.png"):
+        next(bench(BenchJob(models=(net,), sizes=(32,), figure="figure.pdf")))
+
+
+def test_memory_is_measured_where_the_network_runs(net):
+    compute = ComputeOptions(device="cpu", threads=3)
+    torch_, other = (Candidate("a", net, runtime, 32, None) for runtime in ("torch", "onnx"))
+    assert torch_.place(compute) == compute
+    assert other.place(compute) == ComputeOptions(threads=3)
 
 
 def test_percentiles_and_ratio_leave_the_warm_up_out(net):

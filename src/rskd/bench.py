@@ -21,6 +21,7 @@ import psutil
 from numpy.typing import NDArray
 
 from rskd.backend import backend_of
+from rskd.bench_words import check_figure, draw
 from rskd.config import ComputeOptions, ModelSpec
 from rskd.errors import ModelError, ParameterError, ResourceError
 from rskd.events import Message, Progress, Task
@@ -63,6 +64,10 @@ class Candidate:
     cpu: list[float] = field(default_factory=list)
     """Milliseconds of the processor, all threads together."""
 
+    def place(self, compute: ComputeOptions) -> ComputeOptions:
+        """Return where it runs: the device is torch's, the other runtimes have the processor alone."""
+        return compute if self.runtime == "torch" else ComputeOptions(threads=compute.threads)
+
     def run(self, image: Image) -> None:
         """Segment an image once more, and note how long it took."""
         wall, cpu = time.perf_counter(), time.process_time()
@@ -103,18 +108,24 @@ def bench(job: BenchJob) -> Task[Outcome]:
     """
     threads = job.compute.threads or max(1, (os.cpu_count() or 1) - 1)
     compute = job.compute.model_copy(update={"threads": threads})
+    names = names_of(job.models)
     networks: dict[str, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
+    if job.figure is not None:
+        check_figure(job.figure)
     with TemporaryDirectory(prefix="rskd-bench-") as folder:
         for number, size in enumerate(job.sizes):
             candidates: list[Candidate] = []
-            for path in job.models:
-                source = _with_weights(path, Path(folder))
-                candidates += yield from _candidates(source, _name(path), size, compute, Path(folder))
-                facts = networks.setdefault(_name(path), _facts(inspect(source)))
-                facts["gmacs"][str(size)] = _gmacs([c for c in candidates if c.source == source])
+            for place_of_copies, (name, path) in enumerate(zip(names, job.models, strict=True)):
+                copies = Path(folder) / str(place_of_copies)
+                copies.mkdir(exist_ok=True)
+                source = _with_weights(path, copies)
+                opened = yield from _candidates(source, name, size, compute, copies)
+                facts = networks.setdefault(name, _facts(inspect(source)))
+                facts["gmacs"][str(size)] = _gmacs(opened)
+                candidates += opened
             yield from _take_turns(candidates, job, Progress(number * job.rounds, len(job.sizes) * job.rounds))
-            peaks = [_peak_alone(c, threads) if job.memory else None for c in candidates]
+            peaks = [_peak_alone(c, compute) if job.memory else None for c in candidates]
             rows += [_row(c, candidates, peak) for c, peak in zip(candidates, peaks, strict=True)]
     if not rows:
         raise ParameterError("None of these networks takes images of such a size: name the size of an exported file.")
@@ -122,8 +133,6 @@ def bench(job: BenchJob) -> Task[Outcome]:
     if job.output is not None:
         write_atomically(job.output, json.dumps(value, indent=2).encode())
     if job.figure is not None:
-        from rskd.bench_words import draw
-
         draw(value, job.figure)
     return Outcome(value)
 
@@ -195,8 +204,24 @@ def _processor() -> str:
 # -------------------------------------------------------------------------------------------------------- candidates
 
 
-def _name(path: Path) -> str:
-    return path.name.removesuffix(".safetensors")
+def names_of(models: Sequence[Path]) -> list[str]:
+    """Return a name for every network: that of its file, with the folders in front that tell it from the others.
+
+    Examples
+    --------
+    >>> names_of([Path("a/best.safetensors"), Path("b/best.safetensors"), Path("retina-student")])
+    ['a/best', 'b/best', 'retina-student']
+    """
+    parts = [(*path.parent.parts, path.name.removesuffix(".safetensors")) for path in models]
+
+    def told(own: tuple[str, ...], length: int) -> str:
+        return "/".join(own[-length:])
+
+    def length_of(own: tuple[str, ...]) -> int:
+        lengths = range(1, len(own) + 1)
+        return next((n for n in lengths if sum(told(other, n) == told(own, n) for other in parts) == 1), len(own))
+
+    return [told(own, length_of(own)) for own in parts]
 
 
 def _with_weights(path: Path, folder: Path) -> Path:
@@ -268,7 +293,7 @@ def _take_turns(candidates: Sequence[Candidate], job: BenchJob, before: Progress
         for candidate in candidates:
             candidate.run(images[id(candidate)])
             yield Progress(before.done + max(0, done - WARM_UP), before.total, "rounds")
-        if done >= WARM_UP + LEAST and time.perf_counter() - began > job.seconds:
+        if done + 1 >= WARM_UP + LEAST and time.perf_counter() - began > job.seconds:
             break
 
 
@@ -296,12 +321,13 @@ def _row(candidate: Candidate, candidates: Sequence[Candidate], peak: float | No
     }
 
 
-def _peak_alone(candidate: Candidate, threads: int) -> float:
+def _peak_alone(candidate: Candidate, compute: ComputeOptions) -> float:
     """Return the peak memory of a process that opens the network and segments one image, libraries included."""
     network: Any = candidate.network
     path = getattr(network, "path", candidate.source)
     code = "import sys; from rskd.bench import _run_alone; _run_alone(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(path), candidate.runtime, str(candidate.size), str(threads)]
+    where = candidate.place(compute).model_dump_json()
+    command = [sys.executable, "-c", code, str(path), candidate.runtime, str(candidate.size), where]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True)  # noqa: S603
     except subprocess.SubprocessError as error:
@@ -311,8 +337,8 @@ def _peak_alone(candidate: Candidate, threads: int) -> float:
     return float(done.stdout)
 
 
-def _run_alone(path: str, runtime: str, size: str, threads: str) -> None:
-    network = place(open_network(Path(path), runtime), ComputeOptions(threads=int(threads)))
+def _run_alone(path: str, runtime: str, size: str, where: str) -> None:
+    network = place(open_network(Path(path), runtime), ComputeOptions.model_validate_json(where))
     labels_of(network, _picture(network.spec, int(size)))
     print(peak_memory())
 

@@ -79,8 +79,7 @@ def draw(value: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    if path.suffix.lower() not in (".svg", ".png"):
-        raise ParameterError(f"{path.name} is to be a figure: let its name end in .svg or .png.")
+    check_figure(path)
     sizes = sorted({row["size"] for row in value["rows"]})
     height = 1.4 + 0.32 * max(sum(row["size"] == size for row in value["rows"]) for size in sizes)
     figure = Figure(figsize=(4.6 * len(sizes) + 1, height), layout="constrained")
@@ -89,6 +88,12 @@ def draw(value: Mapping[str, Any], path: Path) -> None:
         axes.set_title(f"{size} x {size} pixels")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=150)
+
+
+def check_figure(path: Path) -> None:
+    """Raise `ParameterError` if no figure can have this name; to be asked before anything is measured."""
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise ParameterError(f"{path.name} is to be a figure: let its name end in .svg or .png.")
 
 
 def _draw_size(axes: Axes, rows: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> None:
