@@ -15,7 +15,7 @@ from rskd.config import ContourletOptions, RankOptions, SegmentOptions
 from rskd.errors import FileError, ParameterError
 from rskd.events import drain
 from rskd.io import write_image
-from rskd.jobs import AgreementJob, ContourletJob, DenoiseJob, InspectJob, RankJob, ReconstructJob, SegmentJob
+from rskd.jobs import AgreementJob, ContourletJob, DenoiseJob, InspectJob, Outcome, RankJob, ReconstructJob, SegmentJob
 from rskd.replay import replay
 from rskd.run import run
 from rskd.scan import Scan
@@ -180,6 +180,32 @@ def test_a_job_that_writes_does_not_write_over_what_it_wrote(picture, tmp_path):
     drain(replay(recipe, output=tmp_path / "again"))
     assert not (tmp_path / "mine").exists()
     assert (tmp_path / "again" / "01_contourlet" / "mine" / "lowpass.tif").exists()
+
+
+def test_a_step_uses_the_student_of_the_run_before_it_and_not_the_one_of_long_ago(tmp_path, monkeypatch):
+    old, seen = tmp_path / "first time", []
+
+    def run(self, job, arrays):
+        seen.append(job)
+        yield from ()
+        return Outcome({})
+
+    monkeypatch.setattr("rskd.replay.Session.run", run)
+    data = {"images": str(tmp_path)}
+    jobs = [
+        {"kind": "distill", "teacher": "retina-teacher", "student": "rskd-nano", "data": data, "run": str(old)},
+        {"kind": "inspect", "model": str(old / "best.safetensors")},
+        {"kind": "train", "model": str(old / "best.safetensors"), "data": data, "run": str(tmp_path / "second")},
+        {"kind": "inspect", "model": str(tmp_path / "second" / "best.safetensors")},
+        {"kind": "inspect", "model": "retina-student"},
+    ]
+    output = tmp_path / "again"
+    drain(replay(Recipe.model_validate({"steps": [{"job": job} for job in jobs]}), output=output))
+    first, second = output / "01_distill" / "run", output / "03_train" / "run"
+    assert [job.run for job in (seen[0], seen[2])] == [first, second]
+    assert seen[1].model == first / "best.safetensors"
+    assert seen[2].model == str(first / "best.safetensors")
+    assert [job.model for job in seen[3:]] == [second / "best.safetensors", Path("retina-student")]
 
 
 def test_where_an_array_was_taken_from_is_found(picture, tmp_path):

@@ -127,6 +127,9 @@ def stop(run: Path, /, *, debug: Debug = False) -> None:
 def pause(run: Path, /, *, debug: Debug = False) -> None:
     """Ask a run that is on its way in another process to write down where it is and leave off.
 
+    At the end of a round it is heard after the validation; a run of several processes stops instead, with the best so
+    far.
+
     Parameters
     ----------
     run
@@ -224,8 +227,8 @@ def _repeat(recipe: Recipe, output: Path | None, *, debug: bool) -> None:
             outcomes = _drive(replay(recipe, output=output), screen.show, stop_asked)
         if _speaks():
             print(json.dumps([outcome.value for outcome in outcomes], indent=2))
-            if output is None:
-                print("Nothing was written: name a place with --output.", file=sys.stderr)
+            if output is None and any(outcome.arrays for outcome in outcomes):
+                print("The arrays were not kept: name a folder with --output.", file=sys.stderr)
 
 
 def _speaks() -> bool:

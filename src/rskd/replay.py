@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rskd.run import Session
 from rskd.steps import FromFile, Recipe
 
 VALUE = "value.json"
+_TAKEN = ("model", "teacher", "student", "compare_with", "run")
+"""Fields of jobs that may name something inside of a run."""
 
 
 def replay(recipe: Recipe, *, output: Path | None = None) -> Task[tuple[Outcome, ...]]:
@@ -50,6 +53,7 @@ def replay(recipe: Recipe, *, output: Path | None = None) -> Task[tuple[Outcome,
     'Retinal vessels, student'
     """
     session, outcomes = Session(), list[Outcome]()
+    moved: dict[Path, Path] = {}
     for number, step in enumerate(recipe.steps, 1):
         if len(recipe.steps) > 1:
             yield Message(f"Step {number} of {len(recipe.steps)}: {step.job.kind}.")
@@ -58,7 +62,10 @@ def replay(recipe: Recipe, *, output: Path | None = None) -> Task[tuple[Outcome,
             for name, source in step.arrays.items()
         }
         folder = None if output is None else output / f"{number:02d}_{step.job.kind}"
-        outcomes.append((yield from session.run(_moved(step.job, folder), arrays)))
+        job = _moved(_after(step.job, moved), folder)
+        if (run := getattr(step.job, "run", None)) is not None:
+            moved[run] = getattr(job, "run")  # noqa: B009 - a job that has it
+        outcomes.append((yield from session.run(job, arrays)))
         if folder is not None:
             write_outcome(folder, outcomes[-1])
     return tuple(outcomes)
@@ -70,6 +77,17 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
     for name, array in outcome.arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     write_atomically(folder / VALUE, json.dumps(outcome.value, indent=1).encode())
+
+
+def _after(job: Job, moved: Mapping[Path, Path]) -> Job:
+    """Return a job that takes what it took out of the run of an earlier step out of where that run is now."""
+    changes = {}
+    for name in _TAKEN:
+        value = getattr(job, name, None)
+        for old, new in moved.items():
+            if value is not None and Path(value).is_relative_to(old):
+                changes[name] = type(value)(new / Path(value).relative_to(old))
+    return job.model_copy(update=changes)
 
 
 def _moved(job: Job, folder: Path | None) -> Job:
