@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rskd.diagnosis import trace, without_names, write_diagnosis
-from rskd.doctor import Finding
+from rskd.doctor import Finding, examine
 from rskd.engine.client import Engine
 from rskd.errors import RskdError
 from rskd.events import drain
@@ -67,10 +66,40 @@ def test_what_is_said_in_words_is_left_out(line):
 
 def test_the_user_is_not_named(monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "jdoe")
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/jdoe"))
-    assert (
-        without_names("/home/jdoe/venv/bin/python, /data/jdoe/x, jdoes") == "~/venv/bin/python, /data/<user>/x, jdoes"
-    )
+    assert without_names("jdoes, jdoe, /data/jdoe/x") == "jdoes, <user>, <a path>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/Jane Doe 4711/scan.nii is damaged.",
+        "Details are in (/clinic/Jane.log).",
+        r"It is C:\clinic\Jane Doe\scan.nii, which is damaged.",
+        r"It is \\clinic\Jane Doe.",
+        "~/Jane Doe/logs",
+        "'/clinic/Jane'",
+    ],
+)
+def test_no_folder_is_named(text):
+    told = without_names(text)
+    assert "<a path>" in told
+    assert not [name for name in NAMES if name in told]
+
+
+@pytest.mark.parametrize("text", ["Linux-6.1-x86_64", "torch 2.1+cpu, 7.5/23.5 GiB", "see https://napari.org/stable"])
+def test_what_is_no_folder_stays(text):
+    assert without_names(text) == text
+
+
+def test_what_the_doctor_really_finds_names_no_folder(tmp_path, monkeypatch):
+    own = tmp_path / "Jane Doe" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(own))
+    findings = [found for _, found in zip(range(4), examine(), strict=False)]
+    findings += [Finding("log folder", True, str(tmp_path / "Jane Doe"))]
+    write_diagnosis(tmp_path / "d.txt", findings, logs=tmp_path / "none")
+    text = (tmp_path / "d.txt").read_text()
+    assert not [name for name in (*NAMES, str(tmp_path)) if name in text]
+    assert "(<Python>) on " in text
 
 
 def test_the_doctor_writes_it(tmp_path, monkeypatch):

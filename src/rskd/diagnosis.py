@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import platform
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ LINES = 200
 """Lines that are kept of each, the last ones."""
 _PLACE = re.compile(r'^ *File "(?P<file>[^"]+)", line (?P<line>\d+),? in (?P<function>[\w<>.]+)$')
 _KIND = re.compile(r"^(?P<kind>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Warning|Interrupt|Exit))(?::|$)")
+_PATH = re.compile(r"(?:(?<![\w.:/\\])(?:[A-Za-z]:|~)?|\\)[\\/](?=\S).*", re.DOTALL)
 _FATAL = re.compile(r"^Fatal Python error: (?P<what>[A-Za-z ]+)")
 _FIXED = ("Traceback (most recent call last):", "Current thread", "Thread 0x")
 _LIBRARIES = re.compile(
@@ -62,14 +64,18 @@ def write_diagnosis(
 
 
 def without_names(text: str) -> str:
-    """Return a text without the folder, the name and the computer of the user.
+    """Return a text without the name and the computer of the user, and without any folder or file.
+
+    What follows a path is left out as well, for nobody can tell where a path with spaces in it ends.
 
     Examples
     --------
-    >>> without_names(f"{Path.home()}/lib on {platform.node()}")
-    '~/lib on <computer>'
+    >>> without_names(f"3.11 ({sys.executable}) on {platform.node()}")
+    '3.11 (<Python>) on <computer>'
+    >>> without_names("Broken: /data/Jane Doe/scan.nii cannot be read.")
+    'Broken: <a path>'
     """
-    text = text.replace(str(Path.home()), "~")
+    text = _PATH.sub("<a path>", text.replace(sys.executable, "<Python>"))
     for name, stand_in in ((platform.node(), "<computer>"), (_user(), "<user>")):
         if name:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", stand_in, text)
