@@ -356,7 +356,8 @@ class ExportJob(Config):
     """Image that the written network is checked with; left out: an image of the calibration or of the test, or drawn
     vessels and noise."""
     axes: str | None = None
-    """Axes of the images; left out: as the files say, or guessed."""
+    """Axes of the images to check and to calibrate with; left out: as the files say, or guessed, as it is with those to
+    test with."""
     test_images: Path | None = None
     """Folder with images on which Dice is measured before and after (or one image)."""
     test_masks: Path | None = None

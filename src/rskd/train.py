@@ -21,7 +21,7 @@ from rskd.data import Slice, load_slices, trained_on
 from rskd.distillation.feasible import feasible
 from rskd.distillation.objective import Objective
 from rskd.errors import DataError, FileError, LeftOffError, RskdError
-from rskd.events import Command, Epoch, Message, Progress, Task, drain
+from rskd.events import Command, Epoch, Message, Progress, Step, Task, drain
 from rskd.jobs import DOWNLOAD, DistillJob, Outcome, ResumeJob, TrainJob
 from rskd.models.passport import identity
 from rskd.models.presets import PRESETS, weight_file
@@ -119,15 +119,19 @@ def _run(folder: RunFolder, fabric: Fabric) -> Task[Outcome]:
 def _obeying(folder: RunFolder, work: Task[Outcome], *, alone: bool) -> Task[Outcome]:
     """Do the work, and what is ordered meanwhile by way of the folder; several processes can only be stopped."""
     command: Command | None = None
-    stopped = False
+    stopped = pausing = due = False
+    rounds = folder.job().training.steps_per_epoch
     try:
         while True:
-            command = yield work.send(command)
+            event = work.send(command)
+            command = yield event
+            if isinstance(event, Step | Epoch):  # a validation that is due is not begun again after a pause
+                due = isinstance(event, Step) and event.step % rounds == 0
             order = folder.take_order()
-            if order is Order.PAUSE and alone:
-                work.close()
+            pausing = pausing or (order is Order.PAUSE and alone)
+            if pausing and not due:
                 raise LeftOffError(f"The run was paused, as was asked for: go on with `rskd resume {folder.path}`.")
-            stopped = stopped or order is not None
+            stopped = stopped or (order is not None and not pausing)
             command = Command.STOP if stopped else command
     except StopIteration as end:
         outcome: Outcome = end.value

@@ -92,6 +92,19 @@ def test_a_paused_run_goes_on_where_it_was(long_run):
     task.close()
 
 
+def test_a_pause_at_the_end_of_a_round_waits_for_the_validation(job):
+    """There is no checkpoint of a round that was not validated: left off in between, its last steps would be lost."""
+    task = distill(job)
+    assert next(event for event in task if isinstance(event, Step) and event.step == 4)
+    folder = RunFolder(job.run)
+    folder.order(Order.PAUSE)
+    with pytest.raises(LeftOffError):
+        collect(task)
+    assert [event.epoch for event in folder.events() if isinstance(event, Epoch)] == [1]
+    goes_on = (event.step for event in resume(ResumeJob(run=job.run)) if isinstance(event, Step))
+    assert next(goes_on) == 5
+
+
 def test_an_order_that_comes_too_late_is_not_for_the_next_process(job):
     collect(distill(job.model_copy(update={"training": job.training.model_copy(update={"epochs": 1})})))
     folder = RunFolder(job.run)
