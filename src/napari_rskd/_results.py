@@ -1,4 +1,4 @@
-"""Results in the layer list: running again changes its own layers in place, never those that were edited by hand."""
+"""Results in the layer list: running again changes its own layers in place, never copies or those edited by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ResultLayers(QObject):
         return self._live.busy
 
     def show(self, layers: Sequence[LayerData]) -> bool:
-        """Show a result; returns whether layers that were edited by hand were kept beside it.
+        """Show a result; returns whether layers that were copied or edited by hand were kept beside it.
 
         Parameters
         ----------

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,8 @@ LayerData = tuple[Any, dict[str, Any], str]
 Array = NDArray[Any]
 MARK = "rskd"  # key in a layer's metadata
 _GUESSED_AXES = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
+_ADDED: WeakSet[Any] = WeakSet()
+"""Layers that were added here; copies that napari makes of them have the same metadata and are not among them."""
 _LETTERS = {"time": "t", "channel": "c", "depth": "z", "height": "y", "width": "x"}
 
 
@@ -224,6 +227,7 @@ def add_layer(viewer: Any, data: LayerData) -> Any:
     from napari.layers import Labels, Layer
 
     layer = viewer.add_layer(Layer.create(*data))
+    _ADDED.add(layer)
     if isinstance(layer, Labels) and is_result(layer):
         for change in (layer.events.paint, layer.events.data):
             change.connect(_remember_edit)
@@ -236,8 +240,11 @@ def _remember_edit(event: Any) -> None:
 
 
 def is_edited(layer: Any) -> bool:
-    """Tell whether labels of RSKD were painted on since, or got other data; results in place of others start anew."""
-    return bool(layer.metadata.get(MARK, {}).get("edited"))
+    """Tell whether a layer is the user's by now: labels that were painted on or got other data, and every copy.
+
+    Results in place of others start anew.
+    """
+    return layer not in _ADDED or bool(layer.metadata.get(MARK, {}).get("edited"))
 
 
 def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from rskd.config import SegmentOptions
 from rskd.events import Message
 from rskd.jobs import BatchJob, Outcome, SegmentJob
 
-EDITED = "The labels that you edited are still there; the new ones are a layer of their own."
+EDITED = "What you copied or edited is still there; the new result is a layer of its own."
 GONE = "There is no result any more: segment again."
 MESSAGES = 4  # of a folder that are shown
 

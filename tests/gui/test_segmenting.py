@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari._app_model import get_app_model
 from napari.layers import Labels
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog
@@ -190,7 +191,7 @@ def test_running_again_replaces_its_own_labels_but_never_edited_ones(qtbot, view
     segment(qtbot, panel)
     second = viewer.layers["Vessel (student) [1]"]
     np.testing.assert_array_equal(first.data, by_hand)
-    assert "edited are still there" in panel.status.text()
+    assert "edited is still there" in panel.status.text()
     segment(qtbot, panel)  # the new one was not edited
     assert [layer for layer in viewer.layers if isinstance(layer, Labels)] == [first, second]
     assert "edited" in panel.status.text()
@@ -198,6 +199,22 @@ def test_running_again_replaces_its_own_labels_but_never_edited_ones(qtbot, view
     panel.network.setCurrentIndex(1)
     segment(qtbot, panel)
     assert "Vessel (teacher)" in viewer.layers
+
+
+def test_what_was_painted_in_a_copy_of_the_labels_stays(qtbot, viewer, panel) -> None:
+    segment(qtbot, panel)
+    first = viewer.layers["Vessel (student)"]
+    viewer.layers.selection.active = first
+    get_app_model().commands.execute_command("napari.layer.duplicate").result()
+    copy = viewer.layers["Vessel (student) copy"]
+    copy.brush_size = 3
+    copy.paint((2, 6, 6), 1)
+    by_hand = copy.data.copy()
+    viewer.layers["CT"].data = 1 - viewer.layers["CT"].data
+    segment(qtbot, panel)
+    np.testing.assert_array_equal(copy.data, by_hand)
+    np.testing.assert_array_equal(first.data, viewer.layers["CT"].data > 0.5)
+    assert "copied or edited is still there" in panel.status.text()
 
 
 def test_labels_that_got_other_data_count_as_edited_and_other_slices_stay(qtbot, viewer, panel) -> None:
