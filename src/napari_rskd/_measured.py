@@ -9,6 +9,7 @@ from typing import Any
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QHeaderView, QPushButton, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
+from napari_rskd._saving import may_replace
 from rskd.errors import RskdError
 from rskd.measure import write_table
 
@@ -58,15 +59,19 @@ class Measured(QWidget):
     def _ask(self) -> None:
         suggested = str(self._folder / "measurements.csv")
         name, _ = QFileDialog.getSaveFileName(self, "Save the measurements", suggested, "Table (*.csv)")
-        if name:
+        if name and may_replace(self, name, _with_ending(Path(name))):
             self.save(Path(name))
 
     def save(self, path: Path) -> None:
         """Write everything that was measured as CSV."""
         try:
-            write_table(path if path.suffix else path.with_suffix(".csv"), self._columns)
+            write_table(_with_ending(path), self._columns)
         except RskdError as error:
             self._fail(error)
+
+
+def _with_ending(path: Path) -> Path:
+    return path if path.suffix else path.with_suffix(".csv")
 
 
 def _cell(text: str, *, number: bool) -> QTableWidgetItem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QFileDialog, QMenu, QMessageBox, QToolButton
 from napari_rskd._diagnose import Diagnosis
 from napari_rskd._job import aside
 from napari_rskd._record import Action, Draft, draft, open_files, record_of
+from napari_rskd._saving import may_replace
 from napari_rskd._settings import as_set
 from napari_rskd._source import Array
 from rskd.errors import RskdError
@@ -142,7 +143,11 @@ class RecipeMenu(QToolButton):
         if not loose:
             return {}
         name, _ = QFileDialog.getSaveFileName(self, "Save the picture, which has no file yet", "picture.npy", "*.npy")
-        return save_beside(Path(name).absolute(), loose) if name else None
+        files = beside(Path(name).absolute(), loose) if name else {}
+        if not files or not may_replace(self, name, *files.values()):
+            return None
+        write_arrays(files, loose)
+        return files
 
     # ------------------------------------------------------------------------------------------------ the recipe
 
@@ -151,13 +156,15 @@ class RecipeMenu(QToolButton):
         if not name:
             return
         path, loose = Path(name), found.loose
-        if loose and not self._may_save(len(loose)):
+        files = beside(path, loose)
+        if (loose and not self._may_save(len(loose))) or not may_replace(self, name, *files.values()):
             self._say("The recipe was not saved.")
             return
-        files = {key: Path(file.name) for key, file in save_beside(path, loose).items()}
-        write_atomically(path, found.recipe(files).model_dump_json(indent=1).encode())
-        beside = f" and {len(loose)} picture{'s' * (len(loose) > 1)}" if loose else ""
-        self._say(f"Saved {path.name}{beside}: “rskd run {path.name} --output results” repeats it.")
+        write_arrays(files, loose)
+        recipe = found.recipe({key: Path(file.name) for key, file in files.items()})
+        write_atomically(path, recipe.model_dump_json(indent=1).encode())
+        pictures = f" and {len(loose)} picture{'s' * (len(loose) > 1)}" if loose else ""
+        self._say(f"Saved {path.name}{pictures}: “rskd run {path.name} --output results” repeats it.")
 
     def _may_save(self, count: int) -> bool:
         one = count == 1
@@ -179,11 +186,14 @@ class _Courier(QObject):
         self.arrived.emit(error if error is not None else future.result())
 
 
-def save_beside(path: Path, arrays: Sequence[Array]) -> dict[int, Path]:
-    """Save arrays as npy files beside a file, called after it; returns each one's file by its `id`."""
-    files = {}
-    for number, array in enumerate(arrays, 1):
-        more = f"-{number}" if len(arrays) > 1 or path.suffix != ".npy" else ""
-        files[id(array)] = path.with_name(f"{path.stem}{more}.npy")
+def beside(path: Path, arrays: Sequence[Array]) -> dict[int, Path]:
+    """Return npy files for arrays, beside a file and called after it, each by the array's `id`."""
+    alone = len(arrays) == 1 and path.suffix == ".npy"
+    files = [path] if alone else [path.with_name(f"{path.stem}-{n}.npy") for n, _ in enumerate(arrays, 1)]
+    return {id(array): file for array, file in zip(arrays, files, strict=True)}
+
+
+def write_arrays(files: Mapping[int, Path], arrays: Iterable[Array]) -> None:
+    """Write every array into its file; `files` has them by the arrays' `id`."""
+    for array in arrays:
         np.save(files[id(array)], array, allow_pickle=False)
-    return files

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QObject, Signal
+from qtpy.QtWidgets import QMessageBox, QWidget
 
 from napari_rskd._job import aside
 from napari_rskd._readers import SCAN
@@ -139,3 +140,24 @@ def with_ending(name: str, line: str) -> Path:
     ('liver.dcm', 'liver.nii')
     """
     return Path(name if _ENDING.search(name) else name + FORMATS.get(line, ".nii.gz"))
+
+
+def may_replace(parent: QWidget, typed: str, *paths: Path) -> bool:
+    """Ask whether files may be replaced that a file dialog has not asked about; where there are none, they may.
+
+    Parameters
+    ----------
+    parent
+        Widget that asks.
+    typed
+        The name that the dialog returned: about that one it has asked.
+    paths
+        What is about to be written.
+    """
+    there = [path.name for path in paths if path.exists() and path.absolute() != Path(typed).absolute()]
+    if not there:
+        return True
+    words = f"{', '.join(there)}: there is such a file already. Replace it?"
+    if len(there) > 1:
+        words = f"{', '.join(there)}: there are such files already. Replace them?"
+    return bool(QMessageBox.question(parent, "Replace?", words) == QMessageBox.StandardButton.Yes)

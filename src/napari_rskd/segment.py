@@ -23,7 +23,7 @@ from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
 from napari_rskd._picture import Picture, whole_picture
 from napari_rskd._results import ResultLayers, labels_beside
-from napari_rskd._saving import FORMATS, Saver, formats_for, source_path, suggested_name, with_ending
+from napari_rskd._saving import FORMATS, Saver, formats_for, may_replace, source_path, suggested_name, with_ending
 from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import PLUGIN, compute_options
 from napari_rskd._source import MARK, LayerData
@@ -249,7 +249,7 @@ class SegmentWidget(Panel):
         lines = formats_for(image)
         suggested = suggested_name(image, Path.home(), where=where, ending=FORMATS[lines[0]])
         name, line = QFileDialog.getSaveFileName(self, "Save the result", str(suggested), ";;".join(lines))
-        if name:
+        if name and may_replace(self, name, with_ending(name, line)):
             self.save(with_ending(name, line))
 
     def save(self, path: Path) -> None:

@@ -235,3 +235,37 @@ def test_each_viewer_has_its_own_record(make_napari_viewer) -> None:
     one, other = make_napari_viewer(), make_napari_viewer()
     assert record_of(one) is not record_of(other)
     assert record_of(one) is record_of(one)
+
+
+def test_a_picture_that_is_there_is_replaced_only_on_request(
+    qtbot, engine, viewer, open_panel, tmp_path, monkeypatch
+) -> None:
+    engine.will_return(({}, {"denoised": np.zeros((48, 64))}))
+    panel = open_panel("Contourlet")
+    press(qtbot, panel, panel.denoise)
+    other = tmp_path / "r-1.npy"
+    other.write_bytes(b"somebody else's")
+    asked: list[str] = []
+    yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+
+    def save(*, replace: bool) -> None:
+        def question(parent: Any, title: str, words: str) -> Any:
+            asked.append(words)
+            return no if "r-1.npy" in words and not replace else yes
+
+        monkeypatch.setattr(QMessageBox, "question", question)
+        choose(qtbot, panel, "save")
+
+    save_as(monkeypatch, tmp_path / "r.json")
+    save(replace=False)
+    assert asked[-1] == "r-1.npy: there is such a file already. Replace it?"
+    assert panel.status.text() == "The recipe was not saved."
+    assert other.read_bytes() == b"somebody else's"
+    assert not (tmp_path / "r.json").exists()
+    save(replace=True)
+    assert np.load(other).shape == (48, 64)
+    save_as(monkeypatch, tmp_path / "alone.npy")
+    (tmp_path / "alone.npy").touch()
+    before = len(asked)
+    choose(qtbot, panel, "command")
+    assert len(asked) == before  # the file dialog has asked

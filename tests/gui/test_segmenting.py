@@ -9,7 +9,7 @@ import pytest
 from napari._app_model import get_app_model
 from napari.layers import Labels
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_rskd._readers import layer_of
 from napari_rskd._session import Model, session_of
@@ -259,3 +259,31 @@ def test_save_as_it_is_now(qtbot, viewer, panel, monkeypatch, tmp_path, ending: 
     qtbot.waitUntil(panel.error_label.isVisible, timeout=SOON)
     assert "is the image itself" in panel.error_label.text()
     assert (tmp_path / "head.nii.gz").read_bytes() == before
+
+
+def test_a_file_that_the_completed_name_would_replace_is_asked_about(
+    qtbot, viewer, panel, monkeypatch, tmp_path
+) -> None:
+    segment(qtbot, panel)
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
+    names = {"saved": ("saved.ome.tif", panel.save_button), "table": ("table.csv", panel.measured.save_button)}
+    asked: list[str] = []
+
+    def answer(button: QMessageBox.StandardButton) -> None:
+        monkeypatch.setattr(QMessageBox, "question", lambda *words: (asked.append(words[-1]), button)[1])
+
+    for typed, (name, button) in names.items():
+        file = tmp_path / name
+        file.write_bytes(b"somebody else's")
+        monkeypatch.setattr(
+            QFileDialog, "getSaveFileName", lambda *_, t=typed: (str(tmp_path / t), "OME-TIFF (*.ome.tif *.ome.tiff)")
+        )
+        answer(QMessageBox.StandardButton.No)
+        click(qtbot, button)
+        assert asked == [f"{name}: there is such a file already. Replace it?"]
+        qtbot.wait(200)
+        assert file.read_bytes() == b"somebody else's"
+        answer(QMessageBox.StandardButton.Yes)
+        click(qtbot, button)
+        qtbot.waitUntil(lambda f=file: f.read_bytes() != b"somebody else's", timeout=SOON)
+        asked.clear()
