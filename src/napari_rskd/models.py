@@ -47,7 +47,7 @@ class ModelsWidget(Panel):
         self.boxes: dict[str, ModelBox] = {}
         self.cards: dict[str, PassportCard] = {}
         self.passports: dict[str, QLabel] = {}
-        self._queue: list[str] = []
+        self._queue: list[tuple[str, Model]] = []
         self.column.addWidget(text(HINT))
         for role, help_text in ROLES.items():
             self._add_role(role, help_text)
@@ -106,33 +106,34 @@ class ModelsWidget(Panel):
 
     def launch(self) -> Work:
         """Read the chosen files, one after the other."""
-        self._queue = [role for role, box in self.boxes.items() if _has_weights(box.model())]
-        return self._inspect(self._queue[0])
+        chosen = {role: box.model() for role, box in self.boxes.items()}
+        self._queue = [(role, model) for role, model in chosen.items() if model is not None and not model.fresh]
+        return self._inspect(*self._queue[0])
 
-    def _inspect(self, role: str) -> Work:
-        model = self.boxes[role].model()
-        assert model is not None  # noqa: S101 - `launch` queued only roles with a model
-        path = model.path
-
+    @staticmethod
+    def _inspect(role: str, model: Model) -> Work:
         def order() -> Order:
-            return InspectJob(model=path), {}
+            return InspectJob(model=model.path), {}
 
         return Work(order, title=f"Reading the {role}")
 
     def show_result(self, outcome: Outcome) -> None:
-        """Put the model into the session and show its passport."""
-        role = self._queue.pop(0)
-        model = self.boxes[role].model()
-        if model is not None:
-            known = self.session.learn(with_passport(model, outcome.value))
-            setattr(self.session, role, known)
+        """Put the model into the session, and show its passport unless another one was chosen meanwhile."""
+        role, model = self._queue.pop(0)
+        known = self.session.learn(with_passport(model, outcome.value))
+        setattr(self.session, role, known)
+        if self._is_on_card(role, model):
             self.cards[role].show_model(known)
+
+    def _is_on_card(self, role: str, model: Model) -> bool:
+        shown = self.cards[role].model
+        return shown is not None and shown.source == model.source
 
     def _ended(self) -> None:
         finished = self.work is not None and self.work.outcome is not None
         super()._ended()
         if finished and self._queue:
-            self.begin(self._inspect(self._queue[0]))
+            self.begin(self._inspect(*self._queue[0]))
         else:
             self._queue = []
 
@@ -152,10 +153,11 @@ class ModelsWidget(Panel):
         job = BenchJob(models=(model.path,), sizes=(_size(model),), **how)
         self._show(self.error_label, "")
         work = Work(lambda: (job, {}), title=f"Measuring the {role}")
-        self.begin(work, show=partial(self._show_speed, role))
+        self.begin(work, show=partial(self._show_speed, role, model))
 
-    def _show_speed(self, role: str, outcome: Outcome) -> None:
-        self.cards[role].show_speed(speed_words(outcome.value))
+    def _show_speed(self, role: str, model: Model, outcome: Outcome) -> None:
+        if self._is_on_card(role, model):
+            self.cards[role].show_speed(speed_words(outcome.value))
 
     def _keep(self, role: str) -> None:
         model = self.boxes[role].model()

@@ -1,7 +1,9 @@
 """The Models panel: passports, speed, the library, run folders, and what it says of files that are no models."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from napari_rskd._passport import passport_words, speed_words
 from napari_rskd._session import Model, session_of
 from napari_rskd._settings import models_folder
 from rskd.errors import FileError
-from rskd.jobs import BenchJob
+from rskd.jobs import BenchJob, Outcome
 from rskd.models.presets import fresh_spec
 from rskd.models.segmenter import Segmenter
 from rskd.models.weights import save
@@ -215,3 +217,46 @@ def test_words_of_a_passport_are_no_markup(tmp_path) -> None:
 def test_speed_in_words() -> None:
     value = {"rows": [{"size": 64, "runtime": "openvino", "fps": 99.6}], "threads": 1, "computer": {"processor": "x"}}
     assert speed_words(value) == "Pictures of 64 x 64 pixels, per second: 100 in OpenVINO (1 thread of x)."
+
+
+def test_what_comes_back_belongs_to_the_model_that_was_asked_about(
+    qtbot, engine, viewer, open_panel, library, tmp_path
+) -> None:
+    go_on = Event()
+
+    def script(job: Any, arrays: Any) -> Any:
+        while not go_on.is_set():
+            yield None
+            time.sleep(0.01)
+        if isinstance(job, BenchJob):
+            row = {"size": 256, "runtime": "torch", "fps": 3.21}
+            return Outcome({"rows": [row], "threads": 2, "computer": {"processor": "a chip"}}, {})
+        return Outcome(passport | {"sha256": job.model.stem * 16}, {})
+
+    engine.will(script)
+    spec = fresh_spec("rskd-nano", in_channels=1, classes=["vessel"]).model_dump(mode="json")
+    passport = {"spec": spec, "card": {}, "parameters": 1, "bytes": 1}
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.safetensors").touch()
+    one, other = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    panel = open_panel("Models")
+    panel.boxes["teacher"].setCurrentIndex(-1)
+    drop(panel, one)
+    click(qtbot, panel.button)
+    drop(panel, other)
+    go_on.set()
+    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
+    assert session_of(viewer).student.path == one
+    assert session_of(viewer).student.passport["sha256"].startswith("one")
+    assert other not in [model.path for model in session_of(viewer).library]
+    assert panel.cards["student"].model.path == other
+    assert panel.cards["student"].model.passport is None
+
+    drop(panel, one)
+    go_on.clear()
+    click(qtbot, panel.cards["student"].measure)
+    assert panel.work is not None
+    drop(panel, other)
+    go_on.set()
+    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
+    assert panel.cards["student"].speed.text() == ""
