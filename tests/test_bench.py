@@ -144,12 +144,9 @@ def test_an_exported_network_is_measured_at_its_own_size_alone(net, tmp_path):
         drain(bench(BenchJob(models=(path,), sizes=(64,), rounds=3, memory=False)))
 
 
-def test_memory_is_that_of_a_process_by_itself(net):
-    (row,) = [
-        row
-        for row in drain(bench(BenchJob(models=(net,), sizes=(32,), rounds=3))).value["rows"]
-        if row["runtime"] == "torch"
-    ]
+def test_memory_is_that_of_a_process_by_itself(net, monkeypatch):
+    monkeypatch.setattr("rskd.bench.available_runtimes", list)  # one process of its own is enough here
+    (row,) = drain(bench(BenchJob(models=(net,), sizes=(32,), rounds=3))).value["rows"]
     assert 50 < row["peak_mib"] < 5000
     code = "from rskd.bench import peak_memory; a = bytearray(200 << 20); del a; print(peak_memory())"
     peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

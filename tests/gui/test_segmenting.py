@@ -113,6 +113,7 @@ def test_cancelling_one_of_all_cancels_them_all(qtbot, engine, viewer, panel) ->
     viewer.add_image(np.ones((2, 8, 8)), name="MR")
     choose(panel, "All open images")
     click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: len(engine.made[0].jobs) == 1, timeout=SOON)
     click(qtbot, panel.button)
     qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
     assert panel.status.text() == "Cancelled."

@@ -118,7 +118,7 @@ def test_an_order_that_comes_too_late_is_not_for_the_next_process(job):
 
 
 def test_nonsense_is_no_order(job):
-    collect(distill(job))
+    RunFolder.create(job)
     (job.run / "order").write_text("dance")
     assert RunFolder(job.run).take_order() is None
 
@@ -145,20 +145,20 @@ def test_a_log_that_was_rewritten_is_told_from_its_beginning(tmp_path):
     assert [event.text for event in tail.events()] == ["a"]
 
 
-@pytest.mark.parametrize("order", ["stop", "pause"])
+@pytest.mark.parametrize("order", Order)
 def test_there_is_nothing_to_order_where_nobody_works(job, capsys, order):
-    collect(distill(job))
+    RunFolder.create(job)
     with pytest.raises(SystemExit):
         cli.main([order, str(job.run)])
     assert f"there is nothing to {order}" in capsys.readouterr().err
 
 
-def test_the_command_line_gives_orders(long_run, capsys):
-    folder, process = long_run
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["stop", str(folder.path)])
-    assert process.wait(PATIENCE) == 0
-    assert folder.standing().stopped
+@pytest.mark.parametrize("order", Order)
+def test_the_command_line_gives_orders(job, order):
+    folder = RunFolder.create(job)
+    with folder.locked(), pytest.raises(SystemExit, match="0"):
+        cli.main([order, str(folder.path)])
+    assert folder.take_order() is order
 
 
 def test_without_masks_there_is_no_dice(tmp_path, job):
