@@ -50,6 +50,7 @@ class Latest(QObject):
         self._at_once = at_once
         self._running: list[Work] = []
         self._waiting: Work | None = None
+        parent.destroyed.connect(lambda: self.cancel())
 
     @property
     def busy(self) -> bool:
@@ -67,6 +68,12 @@ class Latest(QObject):
         work.failed.connect(self._fail)
         work.ended.connect(lambda: self._next(work))
         work.start()
+
+    def cancel(self) -> None:
+        """End what runs, and forget what waits."""
+        self._waiting = None
+        for work in self._running:
+            work.cancel()
 
     def _next(self, ended: Work) -> None:
         self._running.remove(ended)

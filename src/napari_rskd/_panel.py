@@ -1,4 +1,4 @@
-"""What all five panels have in common: one column, one primary button that is its own Cancel, errors in words."""
+"""What the panels have in common: one column, one primary button that is its own Cancel, errors in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -40,7 +40,25 @@ def text(words: str = "", *, name: str = "") -> QLabel:
     return label
 
 
-class Panel(QWidget):
+class Docked(QWidget):
+    """A widget in a dock that ends when its dock is closed: napari only takes it out, and it would work on unseen."""
+
+    _in_dock = False
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
+        super().changeEvent(event)
+        if event.type() != QEvent.Type.ParentChange:
+            return
+        was_in_dock, self._in_dock = self._in_dock, self.parent() is not None
+        if was_in_dock and not self._in_dock:
+            self.leave()
+
+    def leave(self) -> None:
+        """Let go of everything: the dock was closed."""
+        self.deleteLater()
+
+
+class Panel(Docked):
     """A dock widget that starts one kind of job.
 
     A panel says what it needs in `reason`, starts its job in `launch`, and shows what comes back in `show_result`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,11 @@ class Saver(QObject):
 
     def _over(self, path: Path, future: Future[None]) -> None:
         error = future.exception()
-        if error is None:
-            self.saved.emit(path.name)
-        elif isinstance(error, Exception):
-            self.failed.emit(error if isinstance(error, RskdError) else explain(error))
+        with suppress(RuntimeError):  # the panel was closed meanwhile
+            if error is None:
+                self.saved.emit(path.name)
+            elif isinstance(error, Exception):
+                self.failed.emit(error if isinstance(error, RskdError) else explain(error))
 
 
 def writing(path: Path, layers: Sequence[Any], source: Path | None) -> Callable[[], None]:

@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 from napari_rskd._fields import watch_layers
 from napari_rskd._form import guard_wheel
 from napari_rskd._locks import Locks
-from napari_rskd._panel import NOT_FOR_DIAGNOSIS, WIDTH, text
+from napari_rskd._panel import NOT_FOR_DIAGNOSIS, WIDTH, Docked, text
 from napari_rskd._results import labels_beside
 from napari_rskd._sizes import Sizes
 from napari_rskd._source import is_result
@@ -72,7 +72,7 @@ class _Row:
 _LOOKS: WeakKeyDictionary[Any, dict[int, Look]] = WeakKeyDictionary()
 
 
-class LegendWidget(QWidget):
+class LegendWidget(Docked):
     """Classes of the selected result, or else of the uppermost one."""
 
     def __init__(self, napari_viewer: Any) -> None:
@@ -100,8 +100,12 @@ class LegendWidget(QWidget):
         selection = napari_viewer.layers.selection.events.active
         selection.connect(self.refresh)
         self.destroyed.connect(lambda: selection.disconnect(self.refresh))
-        self.destroyed.connect(self._release)
         self.refresh()
+
+    def leave(self) -> None:
+        """Let go of everything, the layers first: the dock was closed."""
+        self._release()
+        super().leave()
 
     def refresh(self, event: object = None) -> None:
         """Show the classes of the result that is selected now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,11 @@ class ModelsWidget(Panel):
 
     def _copied(self, future: Future[Path]) -> None:
         error = future.exception()
-        if error is None:
-            self.kept.emit(future.result())
-        elif isinstance(error, Exception):
-            self.kept.emit(explain(error))
+        with suppress(RuntimeError):  # the panel was closed meanwhile
+            if error is None:
+                self.kept.emit(future.result())
+            elif isinstance(error, Exception):
+                self.kept.emit(explain(error))
 
     def _show_kept(self, found: Path | RskdError) -> None:
         if isinstance(found, RskdError):

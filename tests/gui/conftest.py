@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from qtpy.QtCore import Qt
 
 from napari_rskd import _job
 from rskd.events import Command
@@ -108,3 +109,15 @@ def open_panel(qtbot: Any, viewer: Any) -> Callable[[str], Any]:
         return panel
 
     return open_
+
+
+@pytest.fixture
+def close_panel(qtbot: Any) -> Callable[[Any], None]:
+    """Close a panel as a person does: with the x of its dock."""
+
+    def close(panel: Any) -> None:
+        x = panel.parent().title.close_button
+        with qtbot.waitSignal(panel.destroyed):
+            qtbot.mouseClick(x, Qt.MouseButton.LeftButton)
+
+    return close

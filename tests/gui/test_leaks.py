@@ -65,10 +65,10 @@ def holdings() -> dict[str, Any]:
 
 
 def open_and_close(qtbot: Any, viewer: Any, name: str) -> None:
-    _, panel = viewer.window.add_plugin_dock_widget("napari-rskd", name)
+    """Open a panel and close it with the x of its dock."""
+    dock, panel = viewer.window.add_plugin_dock_widget("napari-rskd", name)
     qtbot.waitUntil(panel.isVisible)
-    viewer.window.remove_dock_widget(panel)
-    panel.deleteLater()
+    press(qtbot, dock.title.close_button)
 
 
 def press(qtbot: Any, button: Any) -> None:

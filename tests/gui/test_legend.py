@@ -144,3 +144,19 @@ def test_the_selected_result_is_the_one_that_is_told_about(qtbot, engine, viewer
     qtbot.waitUntil(lambda: sizes(legend) == ["25 mm²"], timeout=SOON)  # one slice: its area
     viewer.layers.selection.active = result
     assert names(legend) == ["Liver", "Lesion"]
+
+
+def test_a_closed_legend_lets_go_of_the_labels(qtbot, engine, viewer, result, open_panel, close_panel) -> None:
+    legend = open_panel("Legend")
+    click(qtbot, legend.rows[0].fields["lock"])
+    close_panel(legend)
+    again = open_panel("Legend")
+    assert again is not legend
+    assert again.rows[0].fields["lock"].isChecked()
+    click(qtbot, again.rows[0].fields["lock"])
+    result.brush_size = 6
+    viewer.dims.set_current_step(0, 1)
+    result.paint((1, 4, 4), 2)
+    painted = result.data.copy()
+    qtbot.wait(300)
+    np.testing.assert_array_equal(result.data, painted)

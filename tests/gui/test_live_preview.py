@@ -129,3 +129,14 @@ def test_the_fastest_program_is_used_on_the_processor_and_torch_where_it_refuses
         settle(qtbot, panel)
     assert [job.compute.runtime for job, _ in engine.made[0].jobs] == ["auto", "onnx", "auto", "auto"]
     np.testing.assert_array_equal(viewer.layers[NAME].data[5], viewer.layers["CT"].data[5] > 0.5)
+
+
+def test_a_preview_ends_with_its_panel(qtbot, engine, viewer, panel, close_panel) -> None:
+    switch(qtbot, panel)
+    settle(qtbot, panel)
+    done = len(engine.made[0].jobs)
+    close_panel(panel)
+    for step in range(9):
+        viewer.dims.set_current_step(0, step)
+        qtbot.wait(20)
+    assert len(engine.made[0].jobs) == done

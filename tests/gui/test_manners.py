@@ -174,11 +174,9 @@ def test_at_150_percent_nothing_is_out_of_reach(qtbot, engine, viewer, open_pane
         appearance.font_size = usual
 
 
-def test_closing_a_panel_takes_back_what_it_tied_to_the_viewer(qtbot, engine, viewer, open_panel) -> None:
+def test_closing_a_panel_takes_back_what_it_tied_to_the_viewer(engine, viewer, open_panel, close_panel) -> None:
     before = len(viewer.mouse_drag_callbacks), set(viewer.keymap)
     panel = open_panel("Token ranking")
     assert len(viewer.mouse_drag_callbacks) == before[0] + 1
-    viewer.window.remove_dock_widget(panel)
-    with qtbot.waitSignal(panel.destroyed):
-        panel.deleteLater()
+    close_panel(panel)
     assert (len(viewer.mouse_drag_callbacks), set(viewer.keymap)) == before

@@ -190,15 +190,14 @@ def test_an_error_is_a_sentence_and_the_button_comes_back(qtbot, engine, open_pa
     assert not panel.error_label.isVisible()
 
 
-def test_closing_a_panel_cancels_its_job(qtbot, engine, viewer, open_panel, models) -> None:
+def test_closing_a_panel_cancels_its_job(qtbot, engine, viewer, open_panel, close_panel, models) -> None:
     engine.will_run_until_stopped()
     panel = open_panel("Segment")
     click(qtbot, panel.button)
     qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs))
     work = panel.work
     with qtbot.waitSignal(work.ended):
-        viewer.window.remove_dock_widget(panel)
-        panel.deleteLater()
+        close_panel(panel)
     assert engine.made[0].closed == 1
 
 
@@ -363,7 +362,7 @@ def test_stop_and_keep_best(qtbot, engine, cockpit) -> None:
     assert cockpit.use.isVisible()
 
 
-def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, open_panel, cockpit) -> None:
+def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, open_panel, close_panel, cockpit) -> None:
     reopened = threading.Event()
 
     def held(job: Any, arrays: Any) -> Any:
@@ -377,8 +376,7 @@ def test_a_run_outlives_its_panel_and_is_taken_up_again(qtbot, engine, viewer, o
     engine.will(held)
     click(qtbot, cockpit.button)
     qtbot.waitUntil(lambda: len(cockpit.chart.losses.get("total", [])) > 2, timeout=SOON)
-    viewer.window.remove_dock_widget(cockpit)
-    cockpit.deleteLater()
+    close_panel(cockpit)
     qtbot.wait(50)
     again = open_panel("Distill")
     assert again.button.text() == "Cancel"
