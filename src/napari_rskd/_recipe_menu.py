@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from napari_rskd._saving import may_replace
 from napari_rskd._settings import as_set
 from napari_rskd._source import Array
 from rskd.errors import RskdError
-from rskd.io.files import write_atomically
+from rskd.io.files import replacing, write_atomically
 from rskd.jobs import Outcome
 from rskd.steps import Recipe
 
@@ -41,13 +42,9 @@ class RecipeMenu(QToolButton):
         Takes a line that tells the user what came of it.
     """
 
-    drafted = Signal(object)
-    """The `Draft`, or the `RskdError` that prevented it."""
-
     def __init__(self, viewer: Any, say: Callable[[str], None]) -> None:
         super().__init__(text="Recipe", objectName="recipe", toolTip="Repeat elsewhere what was done here.")
         self._viewer, self._say = viewer, say
-        self._finish: Callable[[Draft], None] = self._save
         self.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         menu = QMenu(self)
         menu.setToolTipsVisible(True)
@@ -65,7 +62,6 @@ class RecipeMenu(QToolButton):
         menu.aboutToShow.connect(self._offer)
         self.setMenu(menu)
         self.setStyleSheet("QToolButton { padding-right: 14px; }")  # or the arrow lies on the word
-        self.drafted.connect(self._drafted)
 
     def _offer(self) -> None:
         done = bool(record_of(self._viewer).actions)
@@ -86,11 +82,14 @@ class RecipeMenu(QToolButton):
         last = record_of(self._viewer).last()
 
         def finish(found: Draft) -> None:
-            files = self._keep_pictures(found.loose)
+            files = self._ask_for_pictures(found.loose)
             if files is None:
                 self._say("Nothing was copied: the picture has no file that a command could name.")
                 return
-            QGuiApplication.clipboard().setText(tell(found.recipe(files)))
+            self._aside(partial(write_arrays, files, found.loose), lambda _: copy(found.recipe(files)))
+
+        def copy(recipe: Recipe) -> None:
+            QGuiApplication.clipboard().setText(tell(recipe))
             self._say(said)
 
         self._draft([] if last is None else last.needs, finish)
@@ -119,35 +118,41 @@ class RecipeMenu(QToolButton):
         if not actions:
             self._say(NOTHING)
             return
-        self._finish = finish
-        self.setEnabled(False)
-        self._courier = _Courier()
-        self._courier.arrived.connect(self.drafted)
-        aside(draft, actions, open_files(self._viewer)).add_done_callback(self._courier.bring)
+        self._aside(partial(draft, actions, open_files(self._viewer)), partial(self._drafted, finish))
 
-    def _drafted(self, found: Draft | Exception) -> None:
-        self.setEnabled(True)
-        if isinstance(found, Exception):
-            self._say(f"The recipe cannot be written: {found}")
-        elif found.lost:
+    def _drafted(self, finish: Callable[[Draft], None], found: Draft) -> None:
+        if found.lost:
             steps = ", ".join(map(str, found.lost))
             self._say(f"The picture of step {steps} is no longer there: open it again, and repeat that step.")
         else:
-            try:
-                self._finish(found)
-            except (RskdError, OSError) as error:
-                self._say(str(error))
+            finish(found)
 
-    def _keep_pictures(self, loose: Sequence[Array]) -> dict[int, Path] | None:
-        """Ask where pictures without a file are saved, and save them; None = nowhere."""
+    def _aside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Do something that would hold up the window, and go on with `then`, which takes what it returns."""
+        self.setEnabled(False)
+        self._then = then
+        self._courier = _Courier()
+        self._courier.arrived.connect(self._arrived)
+        aside(work).add_done_callback(self._courier.bring)
+
+    def _arrived(self, found: Any) -> None:
+        self.setEnabled(True)
+        try:
+            if isinstance(found, Exception):
+                raise found
+            self._then(found)
+        except RskdError as error:
+            self._say(str(error))
+        except Exception as error:
+            self._say(f"The recipe cannot be written: {error}")
+
+    def _ask_for_pictures(self, loose: Sequence[Array]) -> dict[int, Path] | None:
+        """Ask where pictures without a file are to be saved; None = nowhere."""
         if not loose:
             return {}
         name, _ = QFileDialog.getSaveFileName(self, "Save the picture, which has no file yet", "picture.npy", "*.npy")
         files = beside(Path(name).absolute(), loose) if name else {}
-        if not files or not may_replace(self, name, *files.values()):
-            return None
-        write_arrays(files, loose)
-        return files
+        return files if files and may_replace(self, name, *files.values()) else None
 
     # ------------------------------------------------------------------------------------------------ the recipe
 
@@ -160,11 +165,9 @@ class RecipeMenu(QToolButton):
         if (loose and not self._may_save(len(loose))) or not may_replace(self, name, *files.values()):
             self._say("The recipe was not saved.")
             return
-        write_arrays(files, loose)
-        recipe = found.recipe({key: Path(file.name) for key, file in files.items()})
-        write_atomically(path, recipe.model_dump_json(indent=1).encode())
         pictures = f" and {len(loose)} picture{'s' * (len(loose) > 1)}" if loose else ""
-        self._say(f"Saved {path.name}{pictures}: “rskd run {path.name} --output results” repeats it.")
+        said = f"Saved {path.name}{pictures}: “rskd run {path.name} --output results” repeats it."
+        self._aside(partial(_write_recipe, path, found, files), lambda _: self._say(said))
 
     def _may_save(self, count: int) -> bool:
         one = count == 1
@@ -181,7 +184,7 @@ class _Courier(QObject):
 
     arrived = Signal(object)
 
-    def bring(self, future: Future[Draft]) -> None:
+    def bring(self, future: Future[Any]) -> None:
         error = future.exception()
         self.arrived.emit(error if error is not None else future.result())
 
@@ -196,4 +199,12 @@ def beside(path: Path, arrays: Sequence[Array]) -> dict[int, Path]:
 def write_arrays(files: Mapping[int, Path], arrays: Iterable[Array]) -> None:
     """Write every array into its file; `files` has them by the arrays' `id`."""
     for array in arrays:
-        np.save(files[id(array)], array, allow_pickle=False)
+        with replacing(files[id(array)]) as partial_file:
+            np.save(partial_file, array, allow_pickle=False)
+
+
+def _write_recipe(path: Path, found: Draft, files: Mapping[int, Path]) -> None:
+    """Write a recipe, and the arrays that lie beside it."""
+    write_arrays(files, found.loose)
+    recipe = found.recipe({key: Path(file.name) for key, file in files.items()})
+    write_atomically(path, recipe.model_dump_json(indent=1).encode())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from napari_rskd._readers import SCAN
 from napari_rskd._source import Array
 from rskd.jobs import AgreementJob, BenchJob, Job, Outcome, PreflightJob
@@ -20,12 +22,41 @@ if TYPE_CHECKING:
 
 KEPT = 256 << 20
 """Bytes up to which an array is kept for the recipe; of a larger one the layer must still be open."""
+KEPT_IN_ALL = 1 << 30
+"""Bytes that the arrays of one record may have; beyond them the oldest are let go."""
 UNRECORDED = (PreflightJob, BenchJob)
 """Jobs whose outcome is no result: they tell what would be, or how fast."""
 BY_ITSELF = (AgreementJob,)
 """Jobs that nobody asked for: they follow from others."""
 _NETWORKS = ("model", "teacher", "student", "compare_with")
 _BUNDLED = {str(path): name for name, path in BUNDLED.items()}
+
+
+class Hold:
+    """An array that was handed over: kept for the recipe, or there only as long as somebody else has it.
+
+    Parameters
+    ----------
+    array
+        Of a view that is part of a larger array a copy is kept: a slice would keep its whole volume.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self._elsewhere = weakref.ref(array)
+        self.kept: Array | None = _alone(array) if array.nbytes <= KEPT else None
+
+    def __call__(self) -> Array | None:
+        """Return the array, None if it is no longer in memory."""
+        return self._elsewhere() if self.kept is None else self.kept
+
+    def let_go(self) -> None:
+        """Keep it no longer."""
+        self.kept = None
+
+
+def _alone(array: Array) -> Array:
+    part = isinstance(array.base, np.ndarray) and array.base.nbytes > array.nbytes
+    return array.copy() if part else array
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +70,7 @@ class Action:
     job
         The job, the networks that came along by their names.
     arrays
-        Gives back each array that was handed over, None where it is no longer in memory.
+        Each array that was handed over.
     earlier
         Where an array is out of an earlier action: that one, and which of its arrays.
     outcome
@@ -48,7 +79,7 @@ class Action:
 
     title: str
     job: Job
-    arrays: Mapping[str, Callable[[], Array | None]]
+    arrays: Mapping[str, Hold]
     earlier: Mapping[str, tuple[Action, FromStep]] = field(default_factory=dict)
     outcome: Callable[[], Outcome | None] = lambda: None
 
@@ -80,10 +111,23 @@ class Record:
         job, arrays = work.order
         found = {name: self._earlier(array) for name, array in arrays.items()}
         earlier = {name: place for name, place in found.items() if place is not None}
-        held = {name: _hold(array) for name, array in arrays.items() if name not in earlier}
+        held = {name: Hold(array) for name, array in arrays.items() if name not in earlier}
         if not work.title:
             self._forget_last(job)
         self.actions.append(Action(work.title, portable(job), held, earlier, weakref.ref(outcome)))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Let go of the oldest arrays where all are too large together."""
+        room, kept = KEPT_IN_ALL, set[int]()
+        for hold in (hold for action in reversed(self.actions) for hold in action.arrays.values()):
+            if hold.kept is None or id(hold.kept) in kept:
+                continue
+            room -= hold.kept.nbytes
+            if room < 0:
+                hold.let_go()
+            else:
+                kept.add(id(hold.kept))
 
     def _earlier(self, array: Array) -> tuple[Action, FromStep] | None:
         """Return the latest action that returned this array."""
@@ -110,10 +154,6 @@ _RECORDS: WeakKeyDictionary[Any, Record] = WeakKeyDictionary()
 def record_of(viewer: Any) -> Record:
     """Return the record of a viewer (or of napari's proxy of it)."""
     return _RECORDS.setdefault(getattr(viewer, "__wrapped__", viewer), Record())
-
-
-def _hold(array: Array) -> Callable[[], Array | None]:
-    return (lambda: array) if array.nbytes <= KEPT else weakref.ref(array)
 
 
 def portable(job: Job) -> Job:

@@ -1,9 +1,12 @@
 """What is done in the window is recorded, and gives the same arrays when it is done again without one."""
 
+import gc
 import json
 import shlex
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,3 +272,62 @@ def test_a_picture_that_is_there_is_replaced_only_on_request(
     before = len(asked)
     choose(qtbot, panel, "command")
     assert len(asked) == before  # the file dialog has asked
+
+
+def done(qtbot: Any, engine: Any, record: Record, array: np.ndarray) -> None:
+    """Do something with an array that only the record keeps."""
+    from rskd.jobs import DenoiseJob
+
+    arrays = {"image": array}
+    work = _job.Work(lambda: (DenoiseJob(), arrays), title="Removing noise")
+    record.follow(work)
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    engine.made[0].jobs.clear()
+    arrays.clear()
+
+
+def test_a_slice_does_not_keep_its_volume(qtbot, engine, viewer) -> None:
+    engine.will(lambda job, arrays: iter_outcome())
+    record = Record()
+    volume = np.arange(4 * 6 * 8).reshape(4, 6, 8).copy()
+    expected, gone = volume[2].copy(), weakref.ref(volume)
+    done(qtbot, engine, record, volume[2])
+    del volume
+    gc.collect()
+    assert gone() is None
+    np.testing.assert_array_equal(draft(record.actions, []).loose[0], expected)
+
+
+def test_the_oldest_arrays_are_let_go_when_all_are_too_large(qtbot, engine, viewer, monkeypatch) -> None:
+    monkeypatch.setattr("napari_rskd._record.KEPT_IN_ALL", 2500)
+    engine.will(lambda job, arrays: iter_outcome())
+    record = Record()
+    open_still = np.zeros(1000, np.uint8)
+    done(qtbot, engine, record, open_still)
+    for _ in range(3):
+        done(qtbot, engine, record, np.zeros(1000, np.uint8))
+    gc.collect()
+    assert draft(record.actions, []).lost == [2]  # the first is kept by somebody else
+    del open_still
+    gc.collect()
+    assert draft(record.actions, []).lost == [1, 2]
+
+
+def test_pictures_are_written_off_the_windows_thread(qtbot, engine, viewer, open_panel, tmp_path, monkeypatch) -> None:
+    engine.will_return(({}, {"denoised": np.zeros((48, 64))}))
+    panel = open_panel("Contourlet")
+    press(qtbot, panel, panel.denoise)
+    threads: list[threading.Thread] = []
+    save = np.save
+    monkeypatch.setattr(np, "save", lambda *a, **k: (threads.append(threading.current_thread()), save(*a, **k)))
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
+    for name, entry in (("r.json", "save"), ("picture.npy", "command")):
+        save_as(monkeypatch, tmp_path / name)
+        choose(qtbot, panel, entry)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    (tmp_path / "occupied").touch()
+    save_as(monkeypatch, tmp_path / "occupied" / "r.json")
+    choose(qtbot, panel, "save")
+    assert "cannot be written" in panel.status.text()
