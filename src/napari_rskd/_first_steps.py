@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from napari_rskd._samples import retina
-from napari_rskd._session import bundled_pair, session_of
 from napari_rskd._source import add_layer
 
 OPEN_FIRST = "Open an image first: File › Open, or File › Open Sample › RSKD."
@@ -18,15 +17,7 @@ def open_sample(viewer: Any) -> None:
     add_layer(viewer, retina()[0])
 
 
-def take_bundled_pair(viewer: Any) -> None:
-    """Choose the teacher and the student that come along."""
-    session = session_of(viewer)
-    for role, model in bundled_pair().items():
-        setattr(session, role, session.learn(model))
-
-
 FIRST_STEPS: dict[str, tuple[str, Callable[[Any], None]]] = {
     OPEN_FIRST: ("Open the retina photograph", open_sample),
-    LOAD_FIRST: ("Take the two that came along", take_bundled_pair),
 }
 """By what is missing: the words of the button, and what it does with the viewer."""

@@ -86,7 +86,8 @@ class RecipeMenu(QToolButton):
             if files is None:
                 self._say("Nothing was copied: the picture has no file that a command could name.")
                 return
-            self._aside(partial(write_arrays, files, found.loose), lambda _: copy(found.recipe(files)))
+            recipe = found.recipe(files)
+            self._aside(partial(write_arrays, files, found.loose), lambda _: copy(recipe))
 
         def copy(recipe: Recipe) -> None:
             QGuiApplication.clipboard().setText(tell(recipe))

@@ -40,15 +40,14 @@ def test_without_an_image_a_button_opens_one(qtbot, engine, viewer, open_panel, 
     assert panel.button.isEnabled()
 
 
-def test_without_a_network_a_button_takes_the_bundled_pair(qtbot, engine, viewer, open_panel) -> None:
+@pytest.mark.parametrize("name", ["Segment", "Token ranking"])
+def test_without_a_network_it_is_said_where_to_get_one(engine, viewer, open_panel, name: str) -> None:
     session = session_of(viewer)
-    session.teacher = session.student = None
-    panel = open_panel("Segment")
-    assert panel.first_step.text() == "Take the two that came along"
-    click(qtbot, panel.first_step)
-    assert (session.teacher.path.stem, session.student.path.stem) == ("retina-teacher", "retina-student")
-    assert panel.button.isEnabled()
+    session.teacher = session.student = None  # none came along
+    panel = open_panel(name)
+    assert panel.reason_label.text() == "Load a student or a teacher first, in the Models panel."
     assert not panel.first_step.isVisible()
+    assert not panel.button.isEnabled()
 
 
 # ------------------------------------------------------------------------------------------------------ preferences
