@@ -16,7 +16,7 @@ from napari_rskd._job import Order, Work
 from napari_rskd._layers import class_colors
 from napari_rskd._live import Latest
 from napari_rskd._picture import Picture, slice_picture
-from napari_rskd._source import Array, Source, add_layer, axes_of, made_by
+from napari_rskd._source import Array, Source, add_layer, axes_of, is_edited, made_by
 from rskd.errors import RskdError
 from rskd.jobs import Outcome, SegmentJob
 
@@ -32,6 +32,8 @@ _WINDOW = 2.0
 
 class Preview(QObject):
     """Labels of the slice in view, slice by slice, in a layer of their own; slices that were seen stay.
+
+    A preview that was painted in is the user's: it stays as it is, and the next slice begins another one.
 
     Parameters
     ----------
@@ -88,10 +90,14 @@ class Preview(QObject):
         self._seen.clear()
         self._times.clear()
         self.told.emit("")
-        if self._layer is not None and self._layer in self._viewer.layers:
+        self._let_go()
+        self._look()
+
+    def _let_go(self) -> None:
+        """Remove the preview unless somebody painted in it."""
+        if self._layer is not None and self._layer in self._viewer.layers and not is_edited(self._layer):
             self._viewer.layers.remove(self._layer)
         self._layer = None
-        self._look()
 
     def _look(self, event: object = None) -> None:
         """Ask for the slice in view unless it is there."""
@@ -144,7 +150,7 @@ class Preview(QObject):
         if asked is not self._asked:
             return
         labels = flattened(outcome)
-        if self._layer is None or self._layer not in self._viewer.layers:
+        if self._layer is None or self._layer not in self._viewer.layers or is_edited(self._layer):
             self._seen.clear()
             self._layer = add_layer(self._viewer, preview_layer(picture.layer, outcome.value["classes"]))
         source = picture.source.without_channel(picture.layer_axes)
