@@ -98,7 +98,7 @@ class SegmentWidget(Panel):
         for signal in (self.target.image.changed, self.network.currentIndexChanged, self.options.changed):
             signal.connect(self._preview.again)
         self._preview.told.connect(lambda words: self._show(self.speed, words))
-        self.legend_button.clicked.connect(lambda: self.viewer.window.add_plugin_dock_widget(PLUGIN, "Legend"))
+        self.legend_button.clicked.connect(self._show_legend)
         self.save_button.clicked.connect(self._ask_where)
         self._saver.saved.connect(lambda name: self.say(f"Saved as {name}."))
         self._saver.failed.connect(self.show_error)
@@ -106,15 +106,21 @@ class SegmentWidget(Panel):
     # ---------------------------------------------------------------------------------------------- what can be done
 
     def _offer(self) -> None:
-        chosen = self.network.currentData()
+        self.network.blockSignals(True)  # an empty list in between would drop what was set for its classes
+        self._list_networks(self.network.currentData())
+        self.network.blockSignals(False)
+        self.extras.compare.setEnabled(self.network.count() == 2)
+        self._show_classes()
+        self._preview.again()
+        self.refresh()
+
+    def _list_networks(self, chosen: str | None) -> None:
         self.network.clear()
         for role in ("student", "teacher"):
             model: Model | None = getattr(self.session, role)
             if model is not None:
                 self.network.addItem(f"{role.capitalize()}: {model.name}", role)
         self.network.setCurrentIndex(max(0, self.network.findData(chosen)) if self.network.count() else -1)
-        self.extras.compare.setEnabled(self.network.count() == 2)
-        self.refresh()
 
     def _show_classes(self) -> None:
         model = getattr(self.session, self.network.currentData() or "", None)
@@ -232,6 +238,12 @@ class SegmentWidget(Panel):
                 "model": asked.model.source,
             },
         )
+
+    def _show_legend(self) -> None:
+        """Open the legend, or bring back the one that was hidden."""
+        dock, _ = self.viewer.window.add_plugin_dock_widget(PLUGIN, "Legend")
+        dock.show()
+        dock.raise_()
 
     # ------------------------------------------------------------------------------------------------- what is saved
 

@@ -106,6 +106,31 @@ def test_another_network_or_image_begins_anew(qtbot, engine, viewer, panel) -> N
     panel.target.image.choose(viewer.layers["MR"])
     settle(qtbot, panel)
     assert viewer.layers[NAME].data.shape == (4, 6, 8)
+    third, session = viewer.layers[NAME], session_of(viewer)
+    session.learn(Model("Another", "/models/c.safetensors"))
+    assert viewer.layers[NAME] is third  # nothing that it shows has changed
+    session.teacher = Model("Another", "/models/c.safetensors")
+    settle(qtbot, panel)
+    assert viewer.layers[NAME] is not third
+    assert engine.made[0].jobs[-1][0].model.name == "c.safetensors"
+
+
+def test_a_preview_that_was_painted_in_stays_as_it_is(qtbot, viewer, panel) -> None:
+    viewer.dims.set_current_step(0, 2)
+    switch(qtbot, panel)
+    settle(qtbot, panel)
+    mine = viewer.layers[NAME]
+    mine.brush_size = 3
+    mine.paint((2, 6, 6), 1)
+    by_hand = mine.data.copy()
+    viewer.dims.set_current_step(0, 5)
+    settle(qtbot, panel)
+    np.testing.assert_array_equal(mine.data, by_hand)
+    other = viewer.layers[f"{NAME} [1]"]
+    np.testing.assert_array_equal(other.data[5], viewer.layers["CT"].data[5] > 0.5)
+    other.paint((5, 6, 6), 1)
+    switch(qtbot, panel)
+    assert {mine, other} <= {*viewer.layers}
 
 
 def test_what_goes_wrong_is_said_beside_the_switch(qtbot, engine, panel) -> None:

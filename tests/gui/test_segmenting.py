@@ -172,6 +172,10 @@ def test_classes_of_a_known_network_are_cleaned_up_one_by_one(viewer, panel) -> 
     assert panel.column.parentWidget().minimumSizeHint().width() <= 300 - 14  # beside a scroll bar
     panel.clean_up.rows["liver"].holes.setChecked(True)
     assert panel.clean_up.options().fill_holes == ("liver",)
+    session.learn(Model("Another", "/models/c.safetensors"))
+    session.teacher = Model("Teacher C", "/models/c.safetensors")
+    session.run = Path("run")
+    assert panel.clean_up.options().fill_holes == ("liver",)
     session.learn(Model("Student B", "/models/b.safetensors"))
     assert not panel.clean_up.options().active
 
@@ -230,6 +234,18 @@ def test_labels_that_got_other_data_count_as_edited_and_other_slices_stay(qtbot,
     segment(qtbot, panel)
     assert not mine.data.any()
     assert "Vessel (student, z=2) [1]" in viewer.layers
+
+
+def test_the_legend_is_shown_again_after_it_was_hidden(qtbot, viewer, panel) -> None:
+    segment(qtbot, panel)
+    qtbot.waitUntil(panel.legend_button.isVisible, timeout=SOON)
+    click(qtbot, panel.legend_button)
+    dock, legend = viewer.window.add_plugin_dock_widget("napari-rskd", "Legend")
+    qtbot.waitUntil(legend.isVisible, timeout=SOON)
+    click(qtbot, dock.title.hide_button)
+    assert not legend.isVisible()
+    click(qtbot, panel.legend_button)
+    qtbot.waitUntil(legend.isVisible, timeout=SOON)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".ome.tif", ".zarr"])
