@@ -227,11 +227,16 @@ def add_layer(viewer: Any, data: LayerData) -> Any:
     from napari.layers import Labels, Layer
 
     layer = viewer.add_layer(Layer.create(*data))
-    _ADDED.add(layer)
+    _ADDED.add(itself(layer))
     if isinstance(layer, Labels) and is_result(layer):
         for change in (layer.events.paint, layer.events.data):
             change.connect(_remember_edit)
     return layer
+
+
+def itself(thing: Any) -> Any:
+    """Return the viewer or layer behind the proxies that napari hands to panels; those come and go."""
+    return getattr(thing, "__wrapped__", thing)
 
 
 def _remember_edit(event: Any) -> None:
@@ -244,7 +249,7 @@ def is_edited(layer: Any) -> bool:
 
     Results in place of others start anew.
     """
-    return layer not in _ADDED or bool(layer.metadata.get(MARK, {}).get("edited"))
+    return itself(layer) not in _ADDED or bool(layer.metadata.get(MARK, {}).get("edited"))
 
 
 def made_by(facts: Mapping[str, Any]) -> dict[str, Any]:
