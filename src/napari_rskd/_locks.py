@@ -2,61 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QTimer
 
 from napari_rskd._source import Array
 
 
-class Locks(QObject):
-    """The locked classes of one Labels layer.
+class Locks:
+    """The locked classes of one Labels layer, for all legends that show it: two would take a stroke back twice.
 
     Parameters
     ----------
-    parent
-        Widget it lives with.
     layer
         The labels.
     """
 
-    refused = Signal(int)
-    """A stroke would have changed this class."""
-
-    def __init__(self, parent: QObject, layer: Any) -> None:
-        super().__init__(parent)
+    def __init__(self, layer: Any) -> None:
         self.locked: set[int] = set()
-        self.layer = layer
+        self._legends: set[Callable[[Any, int], None]] = set()
         self._mending = False
         layer.events.paint.connect(self._painted)
 
-    def release(self) -> None:
-        """Let go of the layer."""
-        self.layer.events.paint.disconnect(self._painted)
+    def join(self, refused: Callable[[Any, int], None]) -> None:
+        """Keep the locks while a legend shows them.
+
+        Parameters
+        ----------
+        refused
+            Takes the layer and a class of it that a stroke would have changed.
+        """
+        self._legends.add(refused)
+
+    def leave(self, refused: Callable[[Any, int], None]) -> None:
+        """Let go of a legend; without one, nothing is locked."""
+        self._legends.discard(refused)
 
     def _painted(self, event: Any) -> None:
         """Look at a stroke when it is done; napari tells of some strokes before they are written."""
-        if self.locked and not self._mending:
-            changes = [changed(atom) for atom in event.value]
-            QTimer.singleShot(0, lambda: self._mend(changes))
+        if self.locked and self._legends and not self._mending:
+            layer, changes = event.source, [changed(atom) for atom in event.value]
+            QTimer.singleShot(0, lambda: self._mend(layer, changes))
 
-    def _mend(self, changes: list[tuple[tuple[Array, ...], Array, Array]]) -> None:
+    def _mend(self, layer: Any, changes: list[tuple[tuple[Array, ...], Array, Array]]) -> None:
         """Undo the stroke if it touched a locked class, and do again what is allowed of it."""
         locked = [*self.locked]
         barred = [np.isin(before, locked) | np.isin(after, locked) for _, before, after in changes]
         if not any(part.any() for part in barred):
             return
         self._mending = True
-        self.layer.undo()
-        self.layer._redo_history.clear()  # or redo would bring it back; napari has no public way
-        with self.layer.block_history():
+        layer.undo()
+        layer._redo_history.clear()  # or redo would bring it back; napari has no public way
+        with layer.block_history():
             for (indices, _, after), part in zip(changes, barred, strict=True):
-                self.layer.data_setitem(tuple(axis[~part] for axis in indices), list(after[~part]), refresh=False)
+                layer.data_setitem(tuple(axis[~part] for axis in indices), list(after[~part]), refresh=False)
         self._mending = False
-        self.layer.refresh()
+        layer.refresh()
         touched = np.concatenate([np.concatenate(change[1:]) for change in changes])
-        self.refused.emit(int(next(label for label in touched if label in self.locked)))
+        label = int(next(label for label in touched if label in self.locked))
+        for refused in [*self._legends]:
+            refused(layer, label)
+
+
+_LOCKS: WeakKeyDictionary[Any, Locks] = WeakKeyDictionary()
+
+
+def locks_of(layer: Any) -> Locks:
+    """Return the locks of a layer, the same ones for everybody."""
+    if layer not in _LOCKS:
+        _LOCKS[layer] = Locks(layer)
+    return _LOCKS[layer]
 
 
 def changed(atom: Any) -> tuple[tuple[Array, ...], Array, Array]:

@@ -40,15 +40,19 @@ class Sizes(QObject):
         self._layer = layer
         self._timer = QTimer(self, singleShot=True)
         self._timer.timeout.connect(self._count)
-        for event in (layer.events.paint, layer.events.data):
-            event.connect(self._changed)
+        self._slice = layer._slice_input
+        for event, react in self._events():
+            event.connect(react)
         self._timer.start(0)
 
     def release(self) -> None:
-        """Let go of the layer."""
-        self._timer.stop()
-        for event in (self._layer.events.paint, self._layer.events.data):
-            event.disconnect(self._changed)
+        """Let go of the layer; it may be called when Qt has deleted this."""
+        for event, react in self._events():
+            event.disconnect(react)
+
+    def _events(self) -> list[tuple[Any, Any]]:
+        events = self._layer.events
+        return [(events.paint, self._changed), (events.data, self._changed), (events.set_data, self._drawn)]
 
     def words(self, voxels: int) -> str:
         """Return a number of voxels as volume or area; there is none where the labels change with time."""
@@ -58,6 +62,12 @@ class Sizes(QObject):
 
     def _changed(self, event: object = None) -> None:
         self._timer.start(_PAUSE)
+
+    def _drawn(self, event: object) -> None:
+        """Count again unless another slice was drawn: undo and redo tell no more than this, nor does a preview."""
+        before, self._slice = self._slice, self._layer._slice_input
+        if before == self._slice:
+            self._changed()
 
     def _count(self) -> None:
         aside(count, self._layer.data).add_done_callback(self._counted)

@@ -26,11 +26,11 @@ from qtpy.QtWidgets import (
 
 from napari_rskd._fields import watch_layers
 from napari_rskd._form import guard_wheel
-from napari_rskd._locks import Locks
+from napari_rskd._locks import locks_of
 from napari_rskd._panel import NOT_FOR_DIAGNOSIS, WIDTH, Docked, text
 from napari_rskd._results import labels_beside
 from napari_rskd._sizes import Sizes
-from napari_rskd._source import is_result
+from napari_rskd._source import is_result, itself
 
 NOTHING = "Segment an image: its classes are listed here, with their colours and sizes."
 TITLES = ("Show", "", "Class", "Size", "Fade", "Lock")
@@ -77,10 +77,10 @@ class LegendWidget(Docked):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        self.viewer = itself(napari_viewer)
         self.rows: list[_Row] = []
         self._layers: list[Any] = []
-        self._followed: list[Sizes | Locks] = []
+        self._sizes: list[Sizes] = []
         self.title, self.status = text(name="title"), text(name="status")
         self._body = QWidget()
         self._grid = QGridLayout(self._body)
@@ -96,10 +96,11 @@ class LegendWidget(Docked):
         for widget in (self.title, area, self.status, text(NOT_FOR_DIAGNOSIS, name="note")):
             column.addWidget(widget)
         self.setMinimumWidth(WIDTH)
-        watch_layers(napari_viewer, self, self.refresh)
-        selection = napari_viewer.layers.selection.events.active
+        watch_layers(self.viewer, self, self.refresh)
+        selection = self.viewer.layers.selection.events.active
         selection.connect(self.refresh)
         self.destroyed.connect(lambda: selection.disconnect(self.refresh))
+        self.destroyed.connect(lambda: self._let_go())  # a bound method would not be called any more
         self.refresh()
 
     def leave(self) -> None:
@@ -186,23 +187,27 @@ class LegendWidget(Docked):
     # ----------------------------------------------------------------------------------------------------- one layer
 
     def _follow(self, layer: Any) -> None:
-        sizes, locks = Sizes(self, layer), Locks(self, layer)
+        sizes = Sizes(self, layer)
         sizes.counted.connect(lambda counts: self._show_sizes(layer, sizes, counts))
-        locks.refused.connect(lambda label: self._say_locked(layer, label))
-        self._followed += [sizes, locks]
+        self._sizes.append(sizes)
         self._set_locks(layer)
+        locks_of(layer).join(self._say_locked)
 
     def _release(self) -> None:
-        for follower in self._followed:
-            follower.release()
-            follower.deleteLater()
-        self._followed = []
+        self._let_go()
+        for sizes in self._sizes:
+            sizes.deleteLater()
+        self._sizes = []
+
+    def _let_go(self) -> None:
+        """Stop following the layers; nothing of Qt is touched, so that it can be done when the legend is gone."""
+        for sizes in self._sizes:
+            sizes.release()
+        for layer in self._layers:
+            locks_of(layer).leave(self._say_locked)
 
     def _set_locks(self, layer: Any) -> None:
-        locked = {label for label, look in looks_of(layer).items() if look.locked}
-        for follower in self._followed:
-            if isinstance(follower, Locks) and follower.layer is layer:
-                follower.locked = locked
+        locks_of(layer).locked = {label for label, look in looks_of(layer).items() if look.locked}
 
     def _show_sizes(self, layer: Any, sizes: Sizes, counts: list[int]) -> None:
         for row in self.rows:

@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QColorDialog
 
 from napari_rskd._layers import segmentation_layers
 from napari_rskd._source import Source, add_layer
+from napari_rskd.legend import LegendWidget
 
 SOON = 10_000
 CLASSES = [
@@ -58,6 +59,10 @@ def test_it_tells_volumes_and_follows_what_is_painted(qtbot, engine, viewer, res
     qtbot.waitUntil(lambda: sizes(legend) == ["0.05 ml", "0.005 ml"], timeout=SOON)  # 0.625 mm³ a voxel
     result.data_setitem((np.arange(4), np.full(4, 9), np.full(4, 19)), 2)
     qtbot.waitUntil(lambda: sizes(legend) == ["0.05 ml", "0.0075 ml"], timeout=SOON)
+    result.undo()
+    qtbot.waitUntil(lambda: sizes(legend) == ["0.05 ml", "0.005 ml"], timeout=SOON)
+    result.redo()
+    qtbot.waitUntil(lambda: sizes(legend) == ["0.05 ml", "0.0075 ml"], timeout=SOON)
     assert legend.minimumSizeHint().width() <= 300
 
 
@@ -99,6 +104,29 @@ def test_a_brush_leaves_a_locked_class_alone(qtbot, engine, viewer, result, open
         move()
         np.testing.assert_array_equal(result.data, state)
     click(qtbot, legend.rows[0].fields["lock"])
+    result.paint((1, 2, 2), 2)
+    qtbot.wait(50)
+    assert result.data[1, 2, 2] == 2
+
+
+def test_two_legends_take_a_stroke_back_once(qtbot, engine, viewer, result, open_panel) -> None:
+    first = open_panel("Legend")
+    click(qtbot, first.rows[0].fields["lock"])
+    second = LegendWidget(viewer)
+    viewer.dims.set_current_step(0, 1)
+    result.brush_size = 1
+    result.paint((1, 8, 16), 2)
+    earlier = result.data.copy()
+    result.paint((1, 2, 2), 2)  # on the liver
+    qtbot.waitUntil(lambda: "Liver is locked" in second.status.text(), timeout=SOON)
+    qtbot.wait(50)
+    np.testing.assert_array_equal(result.data, earlier)
+    assert "Liver is locked" in first.status.text()
+    with qtbot.waitSignal(second.destroyed, timeout=SOON):
+        second.deleteLater()
+    result.paint((1, 2, 2), 2)
+    qtbot.waitUntil(lambda: result.data[1, 2, 2] == 1, timeout=SOON)  # the first one still has its lock
+    click(qtbot, first.rows[0].fields["lock"])
     result.paint((1, 2, 2), 2)
     qtbot.wait(50)
     assert result.data[1, 2, 2] == 2
