@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.accuracy.datasets import DATASETS, lay_out
 from benchmarks.accuracy.study import ALONE, TEACHER, Study, Unit
-from rskd.config import ComputeOptions, ModelSpec
+from rskd.config import ComputeOptions, DataOptions, ModelSpec, ScoreOptions
 from rskd.errors import ParameterError
 from rskd.evaluate import evaluate
 from rskd.events import Epoch, Task
@@ -64,55 +65,87 @@ def run_study(study: Study, workplace: Workplace, *, minutes: float) -> Iterator
             continue
         try:
             result = _do(study, unit, workplace, until)
-        except ParameterError as error:  # another process has it, or its teacher is not ready
+        except ParameterError as error:  # another process has it, or what it needs is not ready
             yield f"{unit.name}: left out for now. {error}"
             continue
         except OutOfTimeError:
             yield f"{unit.name}: interrupted after {minutes:g} minutes; call again to go on."
             return
         _store(workplace.result(study, unit), result)
-        yield f"{unit.name}: test Dice {_mean(result['dice']):.4f}, {result['seconds']:.0f} s"
+        best = max(score for score in result["validation"])
+        tested = f", test Dice {_mean(result['dice']):.4f}" if "dice" in result else ""
+        yield f"{unit.name}: validation Dice {best:.4f}{tested}, {result['seconds']:.0f} s"
 
 
 def _do(study: Study, unit: Unit, workplace: Workplace, until: float) -> dict[str, Any]:
-    place = workplace.runs / study.name
-    place.mkdir(parents=True, exist_ok=True)
+    (workplace.runs / study.name).mkdir(parents=True, exist_ok=True)
     folders = lay_out(study.dataset, workplace.data / study.dataset, workplace.runs / "data", masks=study.masks)
     job = _job(study, unit, workplace, folders.development)
     _until(_training(job), until)
     best = RunFolder(job.run).best
-    test = EvaluateJob(model=best, data=folders.test, options=study.segmentation, compute=workplace.compute)
-    outcome = _until(evaluate(test), until)
     epochs = [event for event in RunFolder(job.run).events() if isinstance(event, Epoch)]
-    return {
+    result = {
         "study": study.name,
         "arm": unit.arm,
         "seed": unit.seed,
-        "dice": outcome.value["dice"],
-        "cases": {row["case"]: row["dice"] for row in outcome.value["cases"]},
         "validation": [epoch.dice for epoch in epochs],
         "seconds": sum(epoch.seconds for epoch in epochs),
         "parameters": weights.inspect(best).parameters,
         "recipe": job.model_dump(mode="json", include={"training", "distillation"}),
         **_provenance(workplace.compute),
     }
+    if unit.trial is not None:
+        return result | {"trial": unit.trial, "trial_changes": study.arms[unit.arm].trials[unit.trial]}
+    if (trial := _chosen(study, unit, workplace)) is not None:
+        result["trial"] = trial
+    return result | _tested(study, best, folders.test, workplace, until)
 
 
-def _job(study: Study, unit: Unit, workplace: Workplace, data: Any) -> TrainJob | DistillJob:
+def _tested(study: Study, model: Path, data: DataOptions, workplace: Workplace, until: float) -> dict[str, Any]:
+    """Return the scores on the test images, by case and class."""
+    scores = ScoreOptions(surface=True)
+    job = EvaluateJob(model=model, data=data, scores=scores, options=study.segmentation, compute=workplace.compute)
+    value = _until(evaluate(job), until).value
+    surface = ("hd95", "surface_dice", "unit")
+    return {
+        "dice": value["dice"],
+        "cases": {row["case"]: row["dice"] for row in value["cases"]},
+        "surface": {row["case"]: {measure: row[measure] for measure in surface} for row in value["cases"]},
+    }
+
+
+def _chosen(study: Study, unit: Unit, workplace: Workplace) -> int | None:
+    """Return the number of the trial that a unit uses: its own, or the one with the best validation."""
+    if unit.arm == TEACHER or unit.trial is not None:
+        return unit.trial
+    scores = []
+    for trial in study.trials(unit.arm):
+        path = workplace.results / study.origin / f"{trial.name}.json"
+        if not path.exists():
+            raise ParameterError(f"It needs {trial.name} first.")
+        scores.append(max(json.loads(path.read_text())["validation"]))
+    return int(np.argmax(scores)) if scores else None
+
+
+def _job(study: Study, unit: Unit, workplace: Workplace, data: DataOptions) -> TrainJob | DistillJob:
     place = workplace.runs / study.name
     role = TEACHER if unit.arm == TEACHER else "student"
     description = place / f"{role}.json"
     description.write_text(_spec(study, role).model_dump_json(indent=1))
-    training = study.training.model_copy(update={"seed": unit.seed})
-    shared: dict[str, Any] = {"data": data, "run": place / unit.name, "training": training}
-    shared["compute"] = workplace.compute
+    budget = study.teaching if unit.arm == TEACHER else study.training
+    shared: dict[str, Any] = {"data": data, "run": place / unit.name, "compute": workplace.compute}
+    shared["training"] = budget.model_copy(update={"seed": unit.seed})
     if unit.arm == TEACHER or study.arms[unit.arm].base == ALONE:
         return TrainJob(model=str(description), **shared)
-    teacher = Unit(TEACHER, unit.seed)
-    if not workplace.result(study, teacher).exists():
-        raise ParameterError(f"It needs {teacher.name} first.")
-    best = place / teacher.name / "best.safetensors"
-    return DistillJob(teacher=best, student=str(description), distillation=study.arms[unit.arm].options(), **shared)
+    teacher = Unit(TEACHER, unit.seed).name
+    if not (workplace.results / study.origin / f"{teacher}.json").exists():
+        raise ParameterError(f"It needs {teacher} first.")
+    trial = _chosen(study, unit, workplace)
+    if (own := Unit(unit.arm, unit.seed, trial)) in study.units():
+        shared["run"] = place / own.name  # the trial that was chosen is the unit of its seed itself
+    best = workplace.runs / study.origin / teacher / "best.safetensors"
+    distillation = study.objective(unit.arm, trial)
+    return DistillJob(teacher=best, student=str(description), distillation=distillation, **shared)
 
 
 def _spec(study: Study, role: str) -> ModelSpec:

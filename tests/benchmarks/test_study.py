@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,13 +61,15 @@ def workplace(data: Path, tmp_path: Path) -> Workplace:
 def test_every_study_of_the_project_can_be_read(path: Path) -> None:
     study = read_study(path)
     assert study.name == path.stem
-    assert len(list(study.units())) == len(study.seeds) * (1 + len(study.arms))
+    trials = sum(len(arm.trials) for arm in study.arms.values())
+    trainings = len(study.seeds) * len(study.arms) + (0 if study.after else len(study.seeds) + trials)
+    assert len({unit.name for unit in study.units()}) == len(list(study.units())) == trainings
 
 
 def test_a_study_is_done_unit_by_unit_and_never_twice(workplace: Workplace) -> None:
     study = Study.model_validate(STUDY)
     said = list(run_study(study, workplace, minutes=10))
-    assert [line.partition(":")[0] for line in said] == ["teacher-0", "teacher-1", "alone-0", "alone-1", "kd-0", "kd-1"]
+    assert [line.partition(":")[0] for line in said] == ["teacher-0", "teacher-1", "alone-0", "kd-0", "alone-1", "kd-1"]
     assert list(run_study(study, workplace, minutes=10)) == []
     result = json.loads(workplace.result(study, Unit("kd", 1)).read_text())
     assert result["recipe"]["distillation"]["logits"]["temperature"] == 2
@@ -75,6 +78,68 @@ def test_a_study_is_done_unit_by_unit_and_never_twice(workplace: Workplace) -> N
     text = workplace.result(study, Unit("kd", 1)).read_text()
     assert str(workplace.runs) not in text
     assert "_test" not in text
+
+
+def weighted(weight: float) -> dict[str, Any]:
+    return {"logits": {"weight": weight}}
+
+
+TUNED = STUDY | {
+    "seeds": [0, 1],
+    "arms": {
+        "kd": {"base": "kd", "trials": [weighted(1), weighted(3)]},
+        "kd_hot": {"base": "kd", "changes": {"logits": {"temperature": 7}}, "follows": "kd"},
+    },
+}
+
+
+def test_the_trial_with_the_best_validation_is_used_for_every_seed_and_by_the_ablations(workplace: Workplace) -> None:
+    study = Study.model_validate(TUNED)
+    list(run_study(study, workplace, minutes=10))
+    scores = []
+    for number in (0, 1):
+        trial = json.loads(workplace.result(study, Unit("kd", 0, number)).read_text())
+        assert not trial.keys() & {"dice", "cases", "surface"}  # nobody looks at the test images to choose
+        scores.append(max(trial["validation"]))
+    best = scores.index(max(scores))
+    for arm, seed, temperature in (("kd", 0, 4), ("kd", 1, 4), ("kd_hot", 0, 7), ("kd_hot", 1, 7)):
+        result = json.loads(workplace.result(study, Unit(arm, seed)).read_text())
+        logits = result["recipe"]["distillation"]["logits"]
+        assert (result["trial"], logits["weight"], logits["temperature"]) == (best, [1, 3][best], temperature)
+    assert {path.name for path in (workplace.runs / "tiny").iterdir() if path.is_dir()} == {
+        *("teacher-0", "teacher-1", "kd.0-0", "kd.1-0", "kd-1", "kd_hot-0", "kd_hot-1")
+    }  # the chosen trial is not trained again
+
+
+def test_a_study_after_another_uses_its_teachers_and_its_choice(workplace: Workplace, tmp_path: Path) -> None:
+    first = Study.model_validate(TUNED | {"seeds": [0]})
+    later = Study.model_validate(TUNED | {"seeds": [0], "name": "later", "after": "tiny", "masks": 0.5})
+    assert [unit.name for unit in later.units()] == ["kd-0", "kd_hot-0"]
+    assert "needs teacher-0 first" in next(run_study(later, workplace, minutes=10))
+    list(run_study(first, workplace, minutes=10))
+    list(run_study(later, workplace, minutes=10))
+    found, chosen = (json.loads(workplace.result(study, Unit("kd", 0)).read_text()) for study in (later, first))
+    assert found["recipe"]["distillation"] == chosen["recipe"]["distillation"]
+    assert found["validation"] != chosen["validation"]
+
+
+def test_the_teacher_has_a_budget_of_its_own_if_one_is_given(workplace: Workplace) -> None:
+    training = {"epochs": 2, "steps_per_epoch": 1, "batch_size": 2}
+    study = Study.model_validate(STUDY | {"seeds": [0], "arms": {}, "teaching": training})
+    list(run_study(study, workplace, minutes=10))
+    assert len(json.loads(workplace.result(study, Unit("teacher", 0)).read_text())["validation"]) == 2
+
+
+def test_borders_are_measured_beside_dice(workplace: Workplace) -> None:
+    list(run_study(Study.model_validate(STUDY | {"seeds": [0], "arms": {}}), workplace, minutes=10))
+    result = json.loads((workplace.results / "tiny" / "teacher-0.json").read_text())
+    assert result["surface"].keys() == result["cases"].keys()
+    assert all(found.keys() == {"hd95", "surface_dice", "unit"} for found in result["surface"].values())
+
+
+def test_an_arm_follows_only_one_with_trials() -> None:
+    with pytest.raises(ValidationError, match="no arm with trials"):
+        Study.model_validate(STUDY | {"arms": {"kd": {"base": "kd", "follows": "rskd"}}})
 
 
 def test_the_table_holds_the_mean_and_deviation_of_what_is_stored(workplace: Workplace) -> None:
