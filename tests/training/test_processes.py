@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
+from rskd.config import ModelSpec
 from rskd.events import Epoch, Reference, Step
 from rskd.jobs import ResumeJob
+from rskd.models import weights
+from rskd.models.segmenter import Segmenter
 from rskd.runs import RunFolder
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rskd"]
@@ -52,10 +57,23 @@ def stop_in_the_middle(program, job, folder):
 
 
 @pytest.fixture
-def jobs(job, tmp_path):
+def student(job, tmp_path):
+    """A student that attends to something: a newborn one ranks its tokens by rounding errors."""
+    spec = ModelSpec.model_validate_json(Path(job.student).read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = Segmenter(spec)
+    for block in network.encoder.blocks:
+        block.attn.qkv.weight.data *= 8
+    weights.save(tmp_path / "student.safetensors", network, card={})
+    return str(tmp_path / "student.safetensors")
+
+
+@pytest.fixture
+def jobs(job, student, tmp_path):
     compute = job.compute.model_copy(update={"device": "cpu", "threads": 1})
     training = job.training.model_copy(update={"epochs": 3, "checkpoint_minutes": 10})
-    cpu = job.model_copy(update={"compute": compute, "training": training})
+    cpu = job.model_copy(update={"student": student, "compute": compute, "training": training})
     return {name: cpu.model_copy(update={"run": tmp_path / name}) for name in ("one", "two")}
 
 
