@@ -149,7 +149,8 @@ def test_the_table_holds_the_mean_and_deviation_of_what_is_stored(workplace: Wor
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"dice": {"vessel": dice}, "parameters": 2_000_000}))
     lines = table(study, workplace.results).splitlines()
-    assert lines[2:] == ["| teacher | 2.00 | 2 | 0.600 ± 0.141 |", "| alone | 2.00 | 1 | 0.250 |"]
+    assert lines[2:4] == ["| teacher | 2.00 | 2 | 0.600 ± 0.141 |", "| student alone | 2.00 | 1 | 0.250 |"]
+    assert lines[5:] == ["**Not complete:** of 2 seeds there are so far: student alone 1, KD none."]
 
 
 def test_a_unit_out_of_time_goes_on_with_the_next_call(workplace: Workplace) -> None:
