@@ -3,11 +3,12 @@
     python benchmarks/accuracy/frangi.py DRIVE_FOLDER
 
 Frangi's filter on the green channel, inside the field of view. Sigmas and threshold are those that are best on the test
-images themselves, which no filter in practice could know.
+images themselves, which no filter in practice could know. The figure is kept in `results/frangi.json`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rskd.config import DataOptions
 from rskd.metrics import dice_per_class
 from rskd.models.presets import fresh_spec
 
+RESULT = Path(__file__).parent / "results" / "frangi.json"
 SIGMAS = ((1, 2), (1, 2, 3), (2, 3), (1.5, 2.5, 3.5))
 QUANTILES = np.linspace(0.7, 0.96, 27)
 
@@ -44,6 +46,9 @@ def main(drive: Path) -> None:
     (sigmas, threshold), best = max(scores.items(), key=lambda item: item[1])
     print(f"{len(cases)} images, {len(scores)} settings tried")
     print(f"best: sigmas {sigmas}, threshold {threshold:.3g}: Dice {best:.4f} inside the field of view")
+    value = {"dice": float(best), "images": len(cases), "settings": len(scores)}
+    value |= {"sigmas": sigmas, "threshold": float(threshold)}
+    RESULT.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def response(green: np.ndarray, region: np.ndarray, sigmas: tuple[float, ...]) -> np.ndarray:

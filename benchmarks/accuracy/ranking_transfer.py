@@ -15,6 +15,7 @@ import itertools
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ METHODS = {
     "kl_importance": {**OFF, "ranking": {"weight": 1, "loss": "kl_importance", "layers": LAYERS}, "task": 0},
     "topk_listmle": {**OFF, "ranking": {"weight": 1, "loss": "topk_listmle", "layers": LAYERS}, "task": 0},
 }
+WORDS = {
+    "masks only": "the masks only",
+    "kl_importance": "the values of the importance (`kl_importance`, the control)",
+    "topk_listmle": "its order (`topk_listmle`)",
+}
 TRAINING = TrainOptions(epochs=3, steps_per_epoch=40, batch_size=8, learning_rate=1e-3)
 
 
@@ -56,7 +62,7 @@ def main(drive: Path, teacher: Path, results: Path) -> None:
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    table(list(read(results).values()))
+    print(table(read(results)))
 
 
 def unit(method: str, seed: int, data: DataOptions, teacher: Path) -> dict[str, float]:
@@ -104,15 +110,19 @@ def read(results: Path) -> dict[tuple[str, int], dict[str, float]]:
     return {(row["method"], row["seed"]): row for row in rows}
 
 
-def table(rows: list[dict[str, float]]) -> None:
-    print("| method | Kendall τ before | after | top-quarter overlap before | after |\n|---|---|---|---|---|")
-    for method in METHODS:
-        mine = [row for row in rows if row["method"] == method]
+def table(rows: Mapping[tuple[str, int], Mapping[str, float]]) -> str:
+    lines = [
+        "| learns from | Kendall τ before | after | overlap of the top quarter before | after |",
+        "|---|---|---|---|---|",
+    ]
+    for method, words in WORDS.items():
+        mine = [row for (name, _), row in rows.items() if name == method]
         cells = []
         for name in ("tau before", "tau", "overlap before", "overlap"):
             values = [row[name] for row in mine]
             cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
-        print(f"| {method} | {' | '.join(cells)} |")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
