@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QMessageBox, QWidget
 
 from napari_rskd._job import aside
 from napari_rskd._readers import SCAN
-from napari_rskd._writers import class_names, scan_for
+from napari_rskd._writers import class_names, scan_of_labels
 from rskd.engine.failures import explain
 from rskd.errors import RskdError
 from rskd.io import write_labels
@@ -32,7 +32,6 @@ FORMATS = {
 """By their line in a file dialog, the endings that name them."""
 _ENDING = re.compile(r"\.(nii(\.gz)?|dcm|(ome\.)?tiff?|zarr)$", re.IGNORECASE)
 _MEDICAL = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "metadata")
 
 
 class Saver(QObject):
@@ -75,16 +74,14 @@ class Saver(QObject):
 
 def writing(path: Path, layers: Sequence[Any], source: Path | None) -> Callable[[], None]:
     """Return what writes these labels; it touches no layer any more. Parameters as of `Saver.save`."""
-    first = layers[0]
-    attributes = {name: getattr(first, name) for name in _PLACE}
+    scan = scan_of_labels(layers[0])
+    if source is not None and scan.source is None:
+        scan = replace(scan, source=source)
     planes = [layer.data for layer in layers]
     names = tuple(name for layer in layers for name in class_names({"features": layer.features}))
 
     def write() -> None:
         data = np.asarray(planes[0]) if len(planes) == 1 else np.stack(planes)
-        scan = scan_for(planes[0].shape, attributes)
-        if source is not None and scan.source is None:
-            scan = replace(scan, source=source)
         write_labels(path, data, scan, names=names)
 
     return write

@@ -12,11 +12,10 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_rskd._job import aside
 from napari_rskd._measured import size_words
 from napari_rskd._source import Array
-from napari_rskd._writers import scan_for
+from napari_rskd._writers import scan_of_labels
 from rskd.scan import Scan
 from rskd.voxels import Grid
 
-_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "metadata")
 _PAUSE = 300
 """Milliseconds without a stroke after which it is counted again."""
 
@@ -56,8 +55,7 @@ class Sizes(QObject):
 
     def words(self, voxels: int) -> str:
         """Return a number of voxels as volume or area; there is none where the labels change with time."""
-        attributes = {name: getattr(self._layer, name) for name in _PLACE}
-        scan = scan_for(self._layer.data.shape, attributes)
+        scan = scan_of_labels(self._layer)
         return "–" if "t" in scan.axes else extent_words(voxels, scan)
 
     def _changed(self, event: object = None) -> None:

@@ -13,6 +13,7 @@ from rskd.io import write_labels as write_file
 from rskd.scan import SPATIAL, Scan
 
 _AXES = {2: "yx", 3: "zyx", 4: "tzyx"}
+_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "metadata")
 _UNITS = {
     "millimeter": "mm", "micrometer": "um", "micron": "um", "nanometer": "nm", "centimeter": "cm", "meter": "m",
     "angstrom": "Å",
@@ -39,6 +40,11 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     labels = np.asarray(data[0] if attributes.get("multiscale") else data)
     write_file(path, labels, scan_for(labels.shape, attributes), names=class_names(attributes))
     return [path]
+
+
+def scan_of_labels(layer: Any) -> Scan:
+    """Return the scan that the labels of a layer belong to, as they lie now; raises as `scan_for` does."""
+    return scan_for(layer.data.shape, {name: getattr(layer, name) for name in _PLACE})
 
 
 def scan_for(shape: tuple[int, ...], attributes: dict[str, Any]) -> Scan:
