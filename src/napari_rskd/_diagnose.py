@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 from functools import partial
 from pathlib import Path
 
-from napari_rskd._job import Background, Orders, in_words
+from napari_rskd._job import Background, Orders
 from rskd.engine.child import find_python
 from rskd.errors import EngineError
 from rskd.events import Event
@@ -38,24 +38,20 @@ class Diagnosis(Background):
 
 
 def _diagnose(orders: Orders, *, words: list[str], file: Path) -> Generator[Event, None, Outcome | None]:
-    """Yield nothing; raises nothing but `RskdError`."""
+    """Yield nothing, and return what became of the file."""
     yield from ()
-    try:
-        file.unlink(missing_ok=True)
-        with tempfile.TemporaryFile() as said:
-            command = [find_python(), "-P", "-m", "rskd", *words]
-            hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-            with subprocess.Popen(command, stdout=said, stderr=said, creationflags=hidden) as doctor:  # noqa: S603
-                while doctor.poll() is None:
-                    if orders.leaving:
-                        doctor.kill()
-                        return None
-                    time.sleep(LOOK)
-            if not file.is_file():
-                said.seek(0)
-                last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise EngineError(f"The diagnostic file was not written: {last or f'exit status {doctor.returncode}'}")
-        return Outcome({"file": str(file), "healthy": doctor.returncode == 0})
-    except Exception as error:
-        told = in_words(error)
-        raise told from (None if told is error else error)
+    file.unlink(missing_ok=True)
+    with tempfile.TemporaryFile() as said:
+        command = [find_python(), "-P", "-m", "rskd", *words]
+        hidden = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+        with subprocess.Popen(command, stdout=said, stderr=said, creationflags=hidden) as doctor:  # noqa: S603
+            while doctor.poll() is None:
+                if orders.leaving:
+                    doctor.kill()
+                    return None
+                time.sleep(LOOK)
+        if not file.is_file():
+            said.seek(0)
+            last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise EngineError(f"The diagnostic file was not written: {last or f'exit status {doctor.returncode}'}")
+    return Outcome({"file": str(file), "healthy": doctor.returncode == 0})

@@ -3,7 +3,8 @@
 A worker thread pumps the engine process, so that every job shows in napari's activity dock and in its close dialog.
 Three properties of Qt worker threads are met here once and for all:
 
-* a `RuntimeError` raised in a generator worker vanishes without a trace, so nothing but `RskdError` leaves the thread;
+* a `RuntimeError` raised in a generator worker vanishes without a trace, and with PySide6 napari 0.9.2 answers others
+  with an error of its own, so errors leave the thread as values, put into words;
 * `quit` of a generator worker leaves its generator suspended, so a cancel is an order that the generator reads
   itself, at its next heartbeat, and obeys by closing what it holds: in its own thread, where waiting freezes nobody;
 * progress bars are Qt widgets, so they are made and moved in the thread of the window.
@@ -115,6 +116,13 @@ atexit.register(shut_down)
 PumpFunction = Callable[[Orders], Generator[Event, None, Outcome | None]]
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """How a job ended, as a value; a worker that returned the bare error would raise it."""
+
+    error: RskdError
+
+
 def _nothing() -> None:
     """Do nothing: there is nothing to release."""
 
@@ -125,8 +133,8 @@ class Background(QObject):
     Parameters
     ----------
     pump
-        Generator function that takes `Orders` and runs in the worker thread: it yields events, returns the outcome
-        (None if there is none), and raises nothing but `RskdError`.
+        Generator function that takes `Orders` and runs in the worker thread: it yields events and returns the outcome
+        (None if there is none).
     title
         What is done, for people: it is shown in the activity dock. Empty = not shown there: for what follows a slider,
         many times a second.
@@ -179,7 +187,6 @@ class Background(QObject):
         )
         worker.yielded.connect(self._happened)
         worker.returned.connect(self._returned)
-        worker.errored.connect(self._failed)
         worker.finished.connect(self._ended)
         self.running = True
         self._bar = progress(total=0, desc=self.title) if self.title else None
@@ -211,14 +218,13 @@ class Background(QObject):
             self._bar.total = total
         self._bar.update(done - self._bar.n)
 
-    def _returned(self, outcome: Outcome | None) -> None:
-        self.outcome = outcome
-        if outcome is not None:
-            self.returned.emit(outcome)
-
-    def _failed(self, error: RskdError) -> None:
-        self.error = error
-        self.failed.emit(error)
+    def _returned(self, ending: Outcome | _Failure | None) -> None:
+        if isinstance(ending, _Failure):
+            self.error = ending.error
+            self.failed.emit(ending.error)
+        elif ending is not None:
+            self.outcome = ending
+            self.returned.emit(ending)
 
     def _ended(self) -> None:
         self.running = False
@@ -271,8 +277,8 @@ class Work(Background):
 class _Worker(GeneratorWorker):
     """A generator worker whose `quit`, which napari calls when it closes, is our cancel, or a farewell."""
 
-    def __init__(self, pump: Callable[..., Any], orders: Orders, lasting: bool) -> None:
-        super().__init__(pump, orders)
+    def __init__(self, pump: PumpFunction, orders: Orders, lasting: bool) -> None:
+        super().__init__(_to_the_end, pump, orders)
         self._at_the_end = orders.leave if lasting else orders.cancel
 
     def quit(self) -> None:
@@ -288,10 +294,18 @@ def _share_done(event: Event) -> tuple[int, int] | None:
             return None
 
 
+def _to_the_end(pump: PumpFunction, orders: Orders) -> Generator[Event, None, Outcome | _Failure | None]:
+    """Yield the events of a pump; an error is returned, in words."""
+    try:
+        return (yield from pump(orders))
+    except Exception as error:
+        return _Failure(_in_words(error))
+
+
 def _pump(
     orders: Orders, *, prepare: Callable[[], Order], private: bool, lasting: bool, release: Callable[[], None]
 ) -> Generator[Event, None, Outcome | None]:
-    """Yield the events of a job; raises nothing but `RskdError`."""
+    """Yield the events of a job."""
     engine: Engine | None = None
     try:
         # it imports torch while the data are prepared
@@ -301,21 +315,22 @@ def _pump(
     except JobCancelled:
         return None
     except Exception as error:
-        told = in_words(error)
         if engine is not None and engine.log_path is not None:
-            told.add_note(f"The log is in {engine.log_path}")
-        raise told from (None if told is error else error)
+            error.add_note(f"The log is in {engine.log_path}")
+        raise
     finally:
         if private and engine is not None:
             engine.stop()
         release()
 
 
-def in_words(error: Exception) -> RskdError:
-    """Return the error as one that a user can read, never a `RuntimeError`; what was not foreseen is logged."""
+def _in_words(error: Exception) -> RskdError:
+    """Return the error as one that a user can read, with its notes; what was not foreseen is logged."""
     told = explain(error)
     if told is not error:
         _LOG.error("a job failed", exc_info=error)
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
     return told
 
 

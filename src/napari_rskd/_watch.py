@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from functools import partial
 
-from napari_rskd._job import Background, Orders, converse, in_words
+from napari_rskd._job import Background, Orders, converse
 from rskd.events import Event
 from rskd.following import follow, pause
 from rskd.jobs import Outcome
@@ -30,9 +30,5 @@ class Watch(Background):
 
 
 def _watch(orders: Orders, *, folder: RunFolder) -> Generator[Event, None, Outcome | None]:
-    """Yield the events of the run; raises nothing but `RskdError`."""
-    try:
-        return (yield from converse(follow(folder), orders, cancel=partial(pause, folder)))
-    except Exception as error:
-        told = in_words(error)
-        raise told from (None if told is error else error)
+    """Yield the events of the run."""
+    return (yield from converse(follow(folder), orders, cancel=partial(pause, folder)))
