@@ -20,6 +20,14 @@ FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
 """What of a layer changes with its data; all else is the user's."""
 
 
+def after_drawing(parent: QObject, act: Callable[[], object]) -> None:
+    """Do something a moment later, when what was just changed is drawn, unless its widget is gone by then."""
+    timer = QTimer(parent, singleShot=True)
+    timer.timeout.connect(act)
+    timer.timeout.connect(timer.deleteLater)
+    timer.start(PAUSE)
+
+
 class Latest(QObject):
     """Runs jobs in the background; of those asked for meanwhile only the last one follows.
 

@@ -14,6 +14,8 @@ from rskd.errors import RskdError
 from rskd.measure import write_table
 
 _ROWS_SHOWN = 12
+_WORDS = ("Image", "Class")
+"""Columns of words; the others are of numbers."""
 
 
 class Measured(QWidget):
@@ -50,7 +52,7 @@ class Measured(QWidget):
         self.table.setHorizontalHeaderLabels(titles)
         for at, row in enumerate(rows):
             for column, cell in enumerate(row):
-                self.table.setItem(at, column, _cell(cell, number=column > 0))
+                self.table.setItem(at, column, _cell(cell, number=titles[column] not in _WORDS))
         self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         line, head = self.table.verticalHeader().defaultSectionSize(), self.table.horizontalHeader().sizeHint().height()
         scroll = self.table.horizontalScrollBar().sizeHint().height()
@@ -94,7 +96,8 @@ def table_of(columns: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[list
     if not columns:
         return [], []
     sizes = [size_words(size, unit) for size, unit in zip(columns["size"], columns["unit"], strict=True)]
-    shown: dict[str, list[str]] = {"Class": [str(name).capitalize() for name in columns["class"]]}
+    shown = {"Image": list(map(str, columns["image"]))} if "image" in columns else {}
+    shown["Class"] = [str(name).capitalize() for name in columns["class"]]
     if any(time is not None for time in columns["time"]):
         shown["Time"] = [str(time) for time in columns["time"]]
     shown |= {"Size": sizes, "Parts": [str(count) for count in columns["components"]]}

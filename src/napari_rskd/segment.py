@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QPushButton
 
 from napari_rskd._extras import CleanUp, Extras
@@ -17,7 +17,7 @@ from napari_rskd._first_steps import LOAD_FIRST
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import segmentation_layers
-from napari_rskd._live import PAUSE
+from napari_rskd._live import after_drawing
 from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
@@ -31,19 +31,41 @@ from napari_rskd._targets import Target
 from rskd.config import SegmentOptions
 from rskd.events import Message
 from rskd.jobs import BatchJob, Outcome, SegmentJob
+from rskd.measure import joined
 
 EDITED = "What you copied or edited is still there; the new result is a layer of its own."
 GONE = "There is no result any more: segment again."
 MESSAGES = 4  # of a folder that are shown
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A picture that was, or is being, segmented."""
+@dataclass
+class _Round:
+    """What one press of the button asked for, however the form changes meanwhile, and how far it is."""
 
-    picture: Picture
     by: str
     model: Model
+    fields: Mapping[str, Any]
+    """What its jobs say beside the picture."""
+    left: deque[Picture]
+    count: int
+    picture: Picture
+    """The one that is segmented now, or was last."""
+    measured: list[tuple[str, Mapping[str, Sequence[Any]]]] = field(default_factory=list)
+    """Name of the image, and its table."""
+    failures: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], by: str, model: Model, fields: Mapping[str, Any]) -> _Round:
+        first, *others = pictures
+        return cls(by, model, fields, deque(others), len(pictures), first)
+
+    def work(self) -> Work:
+        """Return the job for the picture of now."""
+        return picture_work(self.picture, self.fields)
+
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Return what was measured so far; of several images, with a column that names them."""
+        return self.measured[0][1] if self.count == 1 else joined("image", self.measured)
 
 
 class SegmentWidget(Panel):
@@ -66,11 +88,7 @@ class SegmentWidget(Panel):
         self._preview = Preview(self, napari_viewer, self._previewed)
         self._results = ResultLayers(self, napari_viewer)
         self._saver = Saver(self)
-        self._left: deque[Picture] = deque()
-        self._asked: _Asked | None = None
-        self._count = 0
-        self._failures: list[str] = []
-        self._found: Mapping[str, Any] = {}
+        self._round: _Round | None = None
         self._build_column()
         self._connect()
         follow_session(self, self.session, self._offer)
@@ -138,13 +156,12 @@ class SegmentWidget(Panel):
 
     def launch(self) -> Work:
         """Segment what was chosen; of several images, the first."""
+        self._round = None
         if self.target.folder:
-            self._asked = None
             return self._batch()
-        pictures = self.target.pictures()
-        self._left, self._count = deque(pictures), len(pictures)
-        self._failures = []
-        return self._next()
+        role = self.network.currentData()
+        self._round = _Round.of(self.target.pictures(), role, getattr(self.session, role), self._fields())
+        return self._round.work()
 
     def _previewed(self) -> tuple[Any, Mapping[str, Any]] | None:
         """Return which image is previewed, and how: by the network and tiles that are chosen, without overlap."""
@@ -168,76 +185,53 @@ class SegmentWidget(Panel):
             **self.extras.fields(),
         }
 
-    def _next(self) -> Work:
-        """Return the job for the next picture that is left."""
-        role, picture = self.network.currentData(), self._left.popleft()
-        self._asked = _Asked(picture, role, getattr(self.session, role))
-        return picture_work(picture, self._fields())
-
     def _batch(self) -> Work:
         job = BatchJob(images=self.target.images.path(), output=self.target.output.path(), **self._fields())
         return Work(lambda: (job, {}), title="Segmenting a folder")
 
     def _ended(self) -> None:
         """Begin the next picture unless this one was cancelled; one that fails does not keep the others waiting."""
-        work, asked = self.work, self._asked
+        work, now = self.work, self._round
         super()._ended()
-        if work is None or asked is None or self._count < 2:
+        if work is None or now is None or now.count < 2:
             return
         if work.error is not None:
-            self._failures.append(f"{asked.picture.layer.name}: {work.error}")
+            now.failures.append(f"{now.picture.layer.name}: {work.error}")
         if work.outcome is None and work.error is None:
-            self._left.clear()
-        elif self._left:
-            self.begin(self._next())
+            return
+        if now.left:
+            now.picture = now.left.popleft()
+            self.begin(now.work())
         else:
-            self._sum_up()
+            self._sum_up(now)
 
-    def _sum_up(self) -> None:
+    def _sum_up(self, now: _Round) -> None:
         """Say how the images went."""
-        self.say(f"{self._count - len(self._failures)} of {self._count} images are done.")
-        self._show(self.error_label, "\n".join(self._failures))
+        self.say(f"{now.count - len(now.failures)} of {now.count} images are done.")
+        self._show(self.error_label, "\n".join(now.failures))
 
     # ------------------------------------------------------------------------------------------------- what is shown
 
     def show_result(self, outcome: Outcome) -> None:
         """Add the layers, or say how the folder went."""
-        if self._asked is None:
+        now = self._round
+        if now is None:
             told = [event.text for event in self.work.history if isinstance(event, Message)] if self.work else []
             self.say(batch_words(outcome.value))
             self._show(self.error_label, "\n".join(told[:MESSAGES]))
             return
-        kept = self._results.show(self._layers(outcome, self._asked))
+        kept = self._results.show(_layers(outcome, now))
         done = f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}."
         self.say(f"{done} {EDITED}" if kept else done)
-        self._found = outcome.value["measurements"]
-        QTimer.singleShot(PAUSE, self._offer_more)  # after the labels are drawn: both at once would stall the window
+        now.measured.append((now.picture.layer.name, outcome.value["measurements"]))
+        after_drawing(self, partial(self._offer_more, now.picture.layer, now.columns()))
 
-    def _offer_more(self) -> None:
-        """Show what was measured, and what can be done with the result."""
-        if self._asked is not None:
-            self.measured.show_columns(self._found, _folder_of(self._asked.picture))
-        self._measured_section.setVisible(bool(self._found))
+    def _offer_more(self, layer: Any, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Show what was measured in an image, and what can be done with the result."""
+        self.measured.show_columns(columns, _folder_of(layer))
+        self._measured_section.setVisible(bool(columns))
         for button in (self.legend_button, self.save_button):
             button.show()
-
-    def _layers(self, outcome: Outcome, asked: _Asked) -> list[LayerData]:
-        picture, value = asked.picture, outcome.value
-        several = picture.layer.name if self._count > 1 else ""
-        return segmentation_layers(
-            outcome.arrays,
-            value["classes"],
-            picture.source,
-            by=", ".join(part for part in (asked.by, several, picture.where) if part),
-            axes=picture.layer_axes,
-            overlapping=value["overlapping"],
-            features=value["features"],
-            made_from={
-                "image": str(picture.layer.unique_id),
-                "where": picture.where,
-                "model": asked.model.source,
-            },
-        )
 
     def _show_legend(self) -> None:
         """Open the legend, or bring back the one that was hidden."""
@@ -272,6 +266,22 @@ class SegmentWidget(Panel):
         self._saver.save(path, layers, source_path(self._results.image_of(layers[0])))
 
 
+def _layers(outcome: Outcome, now: _Round) -> list[LayerData]:
+    """Return the layers of a result."""
+    picture, value = now.picture, outcome.value
+    several = picture.layer.name if now.count > 1 else ""
+    return segmentation_layers(
+        outcome.arrays,
+        value["classes"],
+        picture.source,
+        by=", ".join(part for part in (now.by, several, picture.where) if part),
+        axes=picture.layer_axes,
+        overlapping=value["overlapping"],
+        features=value["features"],
+        made_from={"image": str(picture.layer.unique_id), "where": picture.where, "model": now.model.source},
+    )
+
+
 def picture_work(picture: Picture, fields: Mapping[str, Any]) -> Work:
     """Return the job that segments a picture; `fields` are those of the job beside the picture."""
     job = SegmentJob(axes=picture.axes, geometry=picture.geometry, **fields)
@@ -303,6 +313,6 @@ def batch_words(value: Mapping[str, Any]) -> str:
     return f"{value['images']} images: {', '.join(parts)}. The results are in {value['output']}.{stopped}"
 
 
-def _folder_of(picture: Picture) -> Path:
-    source = source_path(picture.layer)
+def _folder_of(layer: Any) -> Path:
+    source = source_path(layer)
     return Path.home() if source is None else source.parent

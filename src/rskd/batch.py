@@ -29,7 +29,7 @@ from rskd.io.files import write_atomically
 from rskd.io.names import split_name
 from rskd.io.state import state_of_files
 from rskd.jobs import BatchJob, Outcome
-from rskd.measure import columns, write_table
+from rskd.measure import columns, joined, write_table
 from rskd.models.passport import identity
 from rskd.networks import Networks
 from rskd.results import Results, segment_scan, write_results
@@ -366,14 +366,7 @@ def _finished(job: BatchJob, item: Item, recipe: str) -> Record | None:
 
 
 def _write_tables(output: Path, records: Sequence[Record]) -> None:
-    measured: dict[str, list[Any]] = {"case": []}
-    for record in records:
-        before, count = len(measured["case"]), len(next(iter(record.measurements.values()), ()))
-        for name, values in {"case": [record.case] * count, **record.measurements}.items():
-            column = measured.setdefault(name, [])
-            column += [None] * (before - len(column)) + list(values)
-    rows = len(measured["case"])
-    write_table(output / "measurements.csv", {k: v + [None] * (rows - len(v)) for k, v in measured.items()})
+    write_table(output / "measurements.csv", joined("case", ((r.case, r.measurements) for r in records)))
     failed = [record for record in records if record.error]
     write_table(output / "failures.csv", {"case": [r.case for r in failed], "reason": [r.error for r in failed]})
     table: dict[str, list[Any]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -142,6 +142,31 @@ def columns(rows: Sequence[Measurement]) -> Columns:
     records = [dict(_record(row)) for row in rows]
     keys = dict.fromkeys(key for record in records for key in record)
     return {key: [record.get(key) for record in records] for key in keys}
+
+
+def joined(title: str, tables: Iterable[tuple[str, Mapping[str, Sequence[Any]]]]) -> Columns:
+    """Return several tables under each other, and before them a column that says which of them a row is from.
+
+    Parameters
+    ----------
+    title
+        Of that column.
+    tables
+        What each is called, and its columns; where one lacks a column, its cells are ``None``.
+
+    Examples
+    --------
+    >>> joined("image", [("CT", {"class": ["liver"], "size": [2]}), ("MR", {"class": ["spleen"]})])
+    {'image': ['CT', 'MR'], 'class': ['liver', 'spleen'], 'size': [2, None]}
+    """
+    whole: Columns = {title: []}
+    for name, table in tables:
+        before, count = len(whole[title]), len(next(iter(table.values()), ()))
+        for key, values in {title: [name] * count, **table}.items():
+            column = whole.setdefault(key, [])
+            column += [None] * (before - len(column)) + list(values)
+    rows = len(whole[title])
+    return {key: values + [None] * (rows - len(values)) for key, values in whole.items()}
 
 
 def features(rows: Sequence[Measurement], names: Sequence[str]) -> Columns:

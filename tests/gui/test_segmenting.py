@@ -1,5 +1,7 @@
 """The Segment panel: what is segmented, what is shown, what is kept and what is saved."""
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def click(qtbot: Any, button: Any) -> None:
 
 def segment(qtbot: Any, panel: Any) -> None:
     click(qtbot, panel.button)
-    qtbot.waitUntil(lambda: panel.work is None and not panel._left and not panel._results.busy, timeout=SOON)
+    qtbot.waitUntil(lambda: panel.work is None and not panel._results.busy, timeout=SOON)
 
 
 def choose(panel: Any, what: str) -> None:
@@ -106,6 +108,50 @@ def test_all_open_images_one_after_the_other_past_those_that_fail(qtbot, engine,
     segment(qtbot, panel)  # what was made is no image to segment, and is replaced
     assert len(engine.made[0].jobs) == 6
     assert len(viewer.layers) == 5
+
+
+def test_a_form_that_changes_meanwhile_changes_nothing_for_the_images_that_wait(qtbot, engine, viewer, panel) -> None:
+    go_on = threading.Event()
+
+    def script(job: Any, arrays: Any) -> Any:
+        while not go_on.is_set():
+            yield None
+            time.sleep(0.01)
+        return (yield from answer(job, arrays))
+
+    engine.will(script)
+    for name in ("MR", "PET"):
+        viewer.add_image(np.ones((2, 8, 8)), name=name)
+    choose(panel, "All open images")
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: bool(engine.made and engine.made[0].jobs), timeout=SOON)
+    panel.network.setCurrentIndex(1)
+    panel.extras.entropy.setChecked(True)
+    panel.clean_up.rows["all"].largest.setChecked(True)
+    session_of(viewer).student = None
+    choose(panel, "A folder of images")
+    go_on.set()
+    qtbot.waitUntil(lambda: panel.work is None and not panel._results.busy, timeout=SOON)
+    assert panel.status.text() == "3 of 3 images are done."
+    jobs = [job for job, _ in engine.made[0].jobs]
+    assert len(jobs) == 3
+    for job in jobs:
+        assert (job.model, job.uncertainty, job.clean_up.keep_largest) == (Path("/models/b.safetensors"), (), ())
+    names = {f"Vessel (student, {name})" for name in ("CT", "MR", "PET")}
+    assert names == {layer.name for layer in viewer.layers if isinstance(layer, Labels)}
+
+
+def test_all_open_images_are_measured_in_one_table(qtbot, viewer, panel, tmp_path) -> None:
+    viewer.add_image(np.ones((2, 8, 8)), name="MR")
+    choose(panel, "All open images")
+    segment(qtbot, panel)
+    table = panel.measured.table
+    qtbot.waitUntil(lambda: panel.measured.isVisible() and table.rowCount() == 2, timeout=SOON)
+    cells = [[table.item(row, column).text() for column in range(5)] for row in range(2)]
+    assert cells == [["CT", "Vessel", "1.25 ml", "2", "0.5"], ["MR", "Vessel", "1.25 ml", "2", "0.5"]]
+    panel.measured.save(tmp_path / "table.csv")
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["image", "CT", "MR"]
 
 
 def test_cancelling_one_of_all_cancels_them_all(qtbot, engine, viewer, panel) -> None:
