@@ -11,7 +11,9 @@ from benchmarks.accuracy.figures import Point, cost_diagram, rank_diagram
 from benchmarks.accuracy.stored import DICE, Stored, read_stored, read_trials
 from benchmarks.accuracy.study import TEACHER, read_study
 from benchmarks.accuracy.table import RSKD, label, overview, ranking_of, section
-from rskd.bench_words import markdown as speed_table
+from benchmarks.speed import _sheet
+from rskd.bench_words import draw
+from rskd.bench_words import markdown as bench_table
 from rskd.io.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -40,8 +42,11 @@ def render(results: Path = RESULTS, studies: Path = STUDIES) -> dict[str, str]:
 
 def render_others() -> dict[str, str]:
     """Return the files that follow from stored results other than those of studies."""
+    speed = {path.stem: json.loads(path.read_text()) for path in sorted(SPEED.glob("*.json"))}
+    models = speed.pop("models")
     return {
-        "bench.inc": speed_table(json.loads((SPEED / "models.json").read_text())),
+        **{f"speed-{name}.inc": _sheet.markdown(value) for name, value in speed.items()},
+        "bench.inc": bench_table(models),
         "exports.inc": exports.table(json.loads(exports.RESULTS.read_text())),
         "ranking-transfer.inc": ranking_transfer.table(ranking_transfer.read(RESULTS / "ranking_transfer.jsonl")),
     }
@@ -57,6 +62,8 @@ def write(docs: Path = DOCS) -> list[str]:
             write_atomically(path, wanted[name].encode())
         else:
             path.unlink()
+        if name == "bench.inc":
+            draw(json.loads((SPEED / "models.json").read_text()), path.with_suffix(".svg"))
         said.append(f"{name}: {'written' if name in wanted else 'removed, nothing is stored for it'}")
     return said
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import interleaved, median, ratio
-from step import VARIANTS, only
 
+from benchmarks.speed._sheet import Sheet
+from benchmarks.speed._timing import interleaved, median, ratio
+from benchmarks.speed.step import VARIANTS, only
 from rskd.config import DistillOptions, ModelSpec
 from rskd.data import PatchSampler, Slice
 from rskd.distillation.cache import cache_size, open_cache
@@ -62,7 +63,7 @@ class Stepper:
         self.optimizer.step()
 
 
-def main() -> None:
+def main(sheet: Sheet) -> None:
     teacher = Segmenter(ModelSpec(name="teacher", encoder="vit_small_patch16_224", in_channels=3)).eval()
     sampler = PatchSampler(planes(), patch=SIDE, batch_size=BATCH, views=POOL)
     steps = iter(range(10**6))
@@ -75,14 +76,11 @@ def main() -> None:
             **{f"{name}, cached": step for name, step in cached.items()},
             "data": lambda: sampler.batch(next(steps)),
         }
-        times = interleaved(work, rounds=ROUNDS)
-    print(f"{'step':20} {'CPU ms':>8} {'x plain student':>16} {'data share':>11} {'KB per view':>12}")
+        times = interleaved(work, rounds=sheet.rounds(ROUNDS))
+    title = f"A step, batch {BATCH}, {SIDE} pixels, 3 channels, one thread"
+    sheet.table(title, "CPU ms|.0f", "x plain student|.3f", "share of the data|.1%", "KB per view|.0f")
     for name in work:
-        size = f"{cached[kept].size / 1e3:12.0f}" if (kept := name.removesuffix(", cached")) in cached else ""
-        print(f"{name:20} {median(times, name):8.0f} {ratio(times, name, 'plain student'):16.3f} "
-              f"{ratio(times, 'data', name):11.1%} {size}")  # fmt: skip
-    print(f"batch {BATCH}, {SIDE} pixels, 3 channels, one thread, medians of {ROUNDS} interleaved rounds")
-
-
-if __name__ == "__main__":
-    main()
+        kept = cached.get(name.removesuffix(", cached"))
+        figures = median(times, name), ratio(times, name, "plain student"), ratio(times, "data", name)
+        sheet.row(name, *figures, kept.size / 1e3 if kept else None)
+    sheet.note(f"Medians of {len(times['data'])} interleaved rounds.")

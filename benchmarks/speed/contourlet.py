@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from _timing import Times, Work, interleaved, median, peak_memory, ratio
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.speed._sheet import Sheet
+from benchmarks.speed._timing import Times, Work, interleaved, median, peak_memory, ratio
 from rskd.contourlet import contourlet, denoise, icontourlet
 
 CASES: list[tuple[tuple[int, int, int, int], tuple[int, ...]]] = [
@@ -76,73 +77,71 @@ def candidates(shape: tuple[int, int, int, int], levels: tuple[int, ...], device
     return work
 
 
-def report(times: Times) -> None:
+def report(sheet: Sheet, title: str, times: Times) -> None:
+    sheet.table(title, "ms|.2f", "contourlet / this|.2f")
     for name in times:
-        print(
-            f"    {name:<24}{median(times, name):9.2f} ms   contourlet / this {ratio(times, 'contourlet', name):8.2f}"
-        )
+        sheet.row(name, median(times, name), ratio(times, "contourlet", name))
     both = ratio(times, "contourlet + backward", "contourlet")
-    print(f"    forward + backward = {both:.2f} x forward (<= 2.5)")
+    sheet.note(f"forward + backward = {both:.2f} x forward (target <= 2.5)")
     if "dtcwt" in times:
         forward = ratio(times, "contourlet", "dtcwt")
         both = ratio(times, "contourlet + backward", "dtcwt + backward")
-        print(f"    dtcwt: forward {forward:.2f} x (<= {TARGETS['forward']}),", end=" ")
-        print(f"forward + backward {both:.2f} x (<= {TARGETS['forward + backward']})")
+        words = f"x dtcwt: forward {forward:.2f} (target <= {TARGETS['forward']}), forward + backward {both:.2f}"
+        sheet.note(f"{words} (target <= {TARGETS['forward + backward']})")
 
 
-def memory() -> None:
-    print("\npeak memory above the input, MiB (forward; forward + backward), one call in a fresh child")
+def memory(sheet: Sheet) -> None:
+    title = "peak memory above the input, one call in a fresh child"
+    sheet.table(title, "input MiB|.1f", "forward|.0f", "and backward|.0f", "DTCWT forward|.0f", "and backward|.0f")
     for shape, levels in CASES:
         work = candidates(shape, levels, "cpu")
         size = 4 * torch.Size(shape).numel() / 2**20
-        names = [name for name in work if name.startswith(("contourlet", "dtcwt"))]
-        figures = "   ".join(f"{name} {peak_memory(work[name]):.0f}" for name in names)
-        print(f"  {'x'.join(map(str, shape)):<14}{levels!s:<12} input {size:.1f}   {figures}", flush=True)
+        names = ("contourlet", "contourlet + backward", "dtcwt", "dtcwt + backward")
+        figures = [peak_memory(work[name]) if name in work else None for name in names]
+        sheet.row(f"{'x'.join(map(str, shape))}, levels {levels}", size, *figures)
 
 
-def speed(device: str) -> None:
+def speed(sheet: Sheet, device: str) -> None:
     for shape, levels in CASES:
-        print(f"  {'x'.join(map(str, shape))}, levels {levels}", flush=True)
-        report(interleaved(candidates(shape, levels, device), device=device))
+        title = f"{'x'.join(map(str, shape))}, levels {levels}, {device}"
+        times = interleaved(candidates(shape, levels, device), rounds=sheet.rounds(9), device=device)
+        report(sheet, title, times)
 
 
-def denoising() -> None:
+def denoising(sheet: Sheet) -> None:
     import numpy as np
     from skimage import data, restoration
 
-    print("\ndenoising, sigma 25/255: PSNR in dB, the wavelet denoiser cycle-spun over 4 x 4 shifts")
+    title = "denoising, sigma 25/255: PSNR, the wavelet denoiser cycle-spun over 4 x 4 shifts"
+    sheet.table(title, "noisy, dB|.2f", "denoise_wavelet, dB|.2f", "contourlet, dB|.2f")
     sigma = 25 / 255
     for name, image in {"camera": data.camera() / 255, "retina, green": data.retina()[..., 1] / 255}.items():
         noisy = image + sigma * np.random.default_rng(0).standard_normal(image.shape)
         wavelets = restoration.cycle_spin(
             noisy, func=restoration.denoise_wavelet, max_shifts=3, func_kw={"method": "BayesShrink", "sigma": sigma}
         )
-        figures = {"noisy": noisy, "denoise_wavelet": wavelets, "contourlet": denoise(noisy, sigma)}
-        psnr = {key: -10 * np.log10(((value - image) ** 2).mean()) for key, value in figures.items()}
-        print(f"  {name:<14}" + "   ".join(f"{key} {value:.2f}" for key, value in psnr.items()), flush=True)
+        results = (noisy, wavelets, denoise(noisy, sigma))
+        sheet.row(name, *(float(-10 * np.log10(((value - image) ** 2).mean())) for value in results))
 
 
-def on_gpu() -> None:
+def on_gpu(sheet: Sheet) -> None:
     if not torch.cuda.is_available():
-        print("\nGPU: none here")
+        sheet.note("GPU: none here")
         return
     x = torch.randn(8, 16, 64, 64)
     pairs = zip(contourlet(x.cuda(), (3, 3, 2)).arrays(), contourlet(x, (3, 3, 2)).arrays(), strict=True)
-    print(
-        f"\nGPU: largest difference to the CPU {max(float((a.cpu() - b).abs().max()) for a, b in pairs):.1e} (<= 1e-5)"
-    )
-    speed("cuda")
-    print("  under bfloat16 autocast (the transform stays in float32)")
+    largest = max(float((a.cpu() - b).abs().max()) for a, b in pairs)
+    sheet.note(f"GPU: largest difference to the CPU {largest:.1e} (target <= 1e-5)")
+    speed(sheet, "cuda")
+    sheet.note("under bfloat16 autocast (the transform stays in float32)")
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        speed("cuda")
+        speed(sheet, "cuda")
 
 
-if __name__ == "__main__":
-    if dtcwt(1, "cpu") is None:
-        print("pytorch_wavelets: not installed, no DTCWT columns (pip install pytorch_wavelets 'setuptools<82')")
+def main(sheet: Sheet) -> None:
     torch.set_num_threads(1)
-    memory()
-    print("\nCPU time of one thread, median of 9 interleaved rounds; ratios paired per round")
-    speed("cpu")
-    denoising()
-    on_gpu()
+    memory(sheet)
+    speed(sheet, "cpu")
+    denoising(sheet)
+    on_gpu(sheet)
+    sheet.note(f"CPU time of one thread, medians of {sheet.rounds(9)} interleaved rounds; ratios paired per round.")

@@ -1,12 +1,11 @@
 """What observing token importance and ranking it costs, beside the plain forward pass and the peers' arithmetic.
 
-Run: ``python benchmarks/speed/importance.py [--quick]``. One thread, process-CPU time; all candidates of a table run
-once per round, interleaved, and a ratio is the median of the paired ratios.
+One thread, process-CPU time; all candidates of a table run once per round, interleaved, and a ratio is the median of
+the paired ratios.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.speed._sheet import Sheet
 from rskd.distillation.plackett_luce import topk_listmle
 from rskd.importance import observe_attention
 
@@ -35,14 +35,14 @@ def interleaved(candidates: dict[str, Candidate], *, rounds: int) -> dict[str, l
     return seconds
 
 
-def report(title: str, candidates: dict[str, Candidate], *, rounds: int) -> None:
-    """Print median milliseconds and the median of the paired ratios to the first candidate."""
+def report(sheet: Sheet, title: str, candidates: dict[str, Candidate], *, rounds: int) -> None:
+    """Note median milliseconds and the median of the paired ratios to the first candidate."""
     seconds = interleaved(candidates, rounds=rounds)
     base = next(iter(seconds.values()))
-    print(f"\n{title}")
+    sheet.table(title, "CPU ms|.2f", "x the first|.3f")
     for name, values in seconds.items():
         ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
-        print(f"  {name:<44} {1e3 * statistics.median(values):9.2f} ms   x {ratio:.3f}")
+        sheet.row(name, 1e3 * statistics.median(values), ratio)
 
 
 def forward(model: nn.Module, images: Tensor, blocks: list[int] | None, definition: str) -> Candidate:
@@ -56,7 +56,7 @@ def forward(model: nn.Module, images: Tensor, blocks: list[int] | None, definiti
     return run
 
 
-def observation(side: int, *, batch: int, rounds: int) -> None:
+def observation(sheet: Sheet, side: int, *, batch: int, rounds: int) -> None:
     model = timm.create_model("vit_small_patch16_224", img_size=side).eval()
     images = torch.randn(batch, 3, side, side)
     candidates = {
@@ -65,13 +65,14 @@ def observation(side: int, *, batch: int, rounds: int) -> None:
         "cls, 3 blocks": forward(model, images, [3, 7, 11], "cls"),
     }
     report(
+        sheet,
         f"Observation, ViT-S/16 at {side} px, batch {batch} (target: <= 1.05 at 224, <= 1.10 at 512)",
         candidates,
         rounds=rounds,
     )
 
 
-def rollout(side: int, *, rounds: int) -> None:
+def rollout(sheet: Sheet, side: int, *, rounds: int) -> None:
     model = timm.create_model("vit_base_patch16_224", img_size=side).eval()
     unfused = timm.create_model("vit_base_patch16_224", img_size=side).eval()
     for block in unfused.blocks:
@@ -83,7 +84,12 @@ def rollout(side: int, *, rounds: int) -> None:
         "forward pass, attention written out": forward(unfused, images, None, ""),
         "all maps kept, then multiplied (vit-explain)": lambda: dense_rollout(unfused, images),
     }
-    report(f"Exact rollout, ViT-B/16 at {side} px (target: <= 1.12 at 224, <= 1.35 at 512)", candidates, rounds=rounds)
+    report(
+        sheet,
+        f"Exact rollout, ViT-B/16 at {side} px (target: <= 1.12 at 224, <= 1.35 at 512)",
+        candidates,
+        rounds=rounds,
+    )
 
 
 @torch.no_grad()
@@ -116,16 +122,17 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def memory() -> None:
+def memory(sheet: Sheet) -> None:
     side = 1024
     model = timm.create_model("vit_tiny_patch16_224", img_size=side, depth=1).eval()
     images = torch.randn(1, 3, side, side)
-    print(f"\nLargest tensor, ViT-Ti/16 at {side} px: N = 4096 (dense attention: {3 * 4097**2 * 4 / 2**20:.0f} MiB)")
+    dense = f"{3 * 4097**2 * 4 / 2**20:.0f} MiB"
+    sheet.table(f"Largest tensor, ViT-Ti/16 at {side} px: N = 4096 (dense attention: {dense})", "MiB|.2f")
     for name, blocks in (("plain forward pass", None), ("received", [0])):
         observed = nullcontext() if blocks is None else observe_attention(model, blocks)
         with torch.no_grad(), LargestTensor() as largest, observed:
             model(images)
-        print(f"  {name:<44} {largest.bytes / 2**20:9.2f} MiB")
+        sheet.row(name, largest.bytes / 2**20)
 
 
 def allrank_listmle(s: Tensor, t: Tensor) -> Tensor:
@@ -148,7 +155,7 @@ def bare(s: Tensor, t: Tensor) -> Tensor:
     return s.gather(1, t.argsort(1, descending=True)).cumsum(1).sum()
 
 
-def losses(tokens: int, *, rounds: int) -> None:
+def losses(sheet: Sheet, tokens: int, *, rounds: int) -> None:
     s, t = torch.randn(8, tokens), torch.rand(8, tokens)
 
     def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Candidate:
@@ -166,24 +173,17 @@ def losses(tokens: int, *, rounds: int) -> None:
         "topk_listmle, k = N (10 x)": step(lambda a, b: topk_listmle(a, b, k=tokens).mean()),
         "bare sort + cumulative sum (10 x)": step(bare),
     }
-    report(f"Ranking loss forward + backward, B = 8, N = {tokens} (target: <= 1.0)", candidates, rounds=rounds)
+    report(sheet, f"Ranking loss forward + backward, B = 8, N = {tokens} (target: <= 1.0)", candidates, rounds=rounds)
 
 
-def main() -> None:
-    """Print every table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    rounds = 5 if parser.parse_args().quick else 15
+def main(sheet: Sheet) -> None:
+    rounds = sheet.rounds(15)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for tokens in (196, 1024, 4096):
-        losses(tokens, rounds=2 * rounds)
-    memory()
+        losses(sheet, tokens, rounds=2 * rounds)
+    memory(sheet)
     for side, batch in ((224, 1), (224, 8), (512, 1)):
-        observation(side, batch=batch, rounds=rounds)
+        observation(sheet, side, batch=batch, rounds=rounds)
     for side in (224, 512):
-        rollout(side, rounds=max(5, rounds // 2))
-
-
-if __name__ == "__main__":
-    main()
+        rollout(sheet, side, rounds=max(3, rounds // 2))

@@ -1,4 +1,4 @@
-"""How long it takes until something can be done: CPU and wall seconds of fresh interpreters, medians of seven."""
+"""How long it takes until something can be done: CPU and wall seconds of fresh interpreters, medians."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from benchmarks.speed._sheet import Sheet
 
 COMMANDS = {
     "python": "pass",
@@ -27,16 +29,13 @@ def measure(code: str) -> tuple[float, float]:
     return cpu, time.perf_counter() - began
 
 
-def main() -> None:
+def main(sheet: Sheet) -> None:
     times = {name: [] for name in COMMANDS}
-    for _ in range(ROUNDS):
+    for _ in range(sheet.rounds(ROUNDS)):
         for name, code in COMMANDS.items():
             times[name].append(measure(code))
-    print(f"{'':<36}{'CPU s':>8}{'wall s':>8}")
+    sheet.table("A fresh interpreter", "CPU s|.2f", "wall s|.2f", "CPU, python = 1|.1f")
+    plain = statistics.median(cpu for cpu, _ in times["python"])
     for name, found in times.items():
         cpu, wall = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"{name:<36}{cpu:>8.2f}{wall:>8.2f}")
-
-
-if __name__ == "__main__":
-    main()
+        sheet.row(name, cpu, wall, cpu / plain)

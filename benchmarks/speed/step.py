@@ -5,9 +5,12 @@ Teacher ``vit_small``, student ``vit_tiny``, 224 pixels, AdamW. The floor of any
 
 from __future__ import annotations
 
-import torch
-from _timing import interleaved, median, peak_memory
+import statistics
 
+import torch
+
+from benchmarks.speed._sheet import Sheet
+from benchmarks.speed._timing import interleaved, median, peak_memory
 from rskd.config import DistillOptions, ModelSpec
 from rskd.distillation.objective import Objective
 from rskd.models.segmenter import Segmenter
@@ -49,7 +52,7 @@ class Stepper:
         self.optimizer.step()
 
 
-def main() -> None:
+def main(sheet: Sheet) -> None:
     teacher = Segmenter(ModelSpec(name="teacher", encoder="vit_small_patch16_224", in_channels=3)).eval()
     images = torch.randn(BATCH, 3, SIDE, SIDE)
 
@@ -59,15 +62,11 @@ def main() -> None:
 
     steps = {name: Stepper(teacher, options) for name, options in VARIANTS.items()}
     memory = {name: peak_memory(step) for name, step in steps.items()}
-    times = interleaved(steps | {"teacher forward": teach}, rounds=ROUNDS)
+    times = interleaved(steps | {"teacher forward": teach}, rounds=sheet.rounds(ROUNDS))
     floor = [a + b for a, b in zip(times["plain student"], times["teacher forward"], strict=True)]
-    print(f"{'step':26} {'CPU ms':>8} {'x (plain + teacher)':>20} {'peak MiB':>9}")
+    title = f"A step, batch {BATCH}, {SIDE} pixels, one thread"
+    sheet.table(title, "CPU ms|.0f", "x (plain + teacher)|.3f", "peak MiB|.0f")
     for name in (*VARIANTS, "teacher forward"):
-        ratio = sorted(a / b for a, b in zip(times[name], floor, strict=True))[len(floor) // 2]
-        peak = f"{memory[name]:9.0f}" if name in memory else ""
-        print(f"{name:26} {median(times, name):8.0f} {ratio:20.3f} {peak}")
-    print(f"batch {BATCH}, {SIDE} pixels, one thread, medians of {ROUNDS} interleaved rounds")
-
-
-if __name__ == "__main__":
-    main()
+        ratio = statistics.median(a / b for a, b in zip(times[name], floor, strict=True))
+        sheet.row(name, median(times, name), ratio, memory.get(name))
+    sheet.note(f"Medians of {len(floor)} interleaved rounds.")

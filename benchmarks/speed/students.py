@@ -6,14 +6,16 @@ Every named network with its decoder, beside ``vit_tiny`` and ``vit_small`` with
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from _timing import interleaved, median
 
+from benchmarks.speed._sheet import Sheet
+from benchmarks.speed._timing import interleaved, median
 from rskd.bench import multiply_adds
 from rskd.config import ModelSpec
 from rskd.models.exported import OnnxSegmenter
@@ -27,19 +29,20 @@ BESIDE = {name: ModelSpec(name=name, encoder=f"{name}_patch16_224") for name in 
 RUNTIME = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
 
-def main() -> None:
+def main(sheet: Sheet) -> None:
     specs = {spec.name: spec.model_copy(update={"in_channels": 3}) for spec in (*PRESETS.values(), *BESIDE.values())}
     models = {name: Segmenter(spec).eval() for name, spec in specs.items()}
-    print(f"{'network':14} {'M par.':>7}", *(f"{f'GMACs {s}':>9} {f'torch {s}':>10} {f'ORT {s}':>9}" for s in SIDES))
-    columns = {side: measure(models, side) for side in SIDES}
+    rounds = sheet.rounds(ROUNDS)
+    columns = {side: measure(models, side, rounds) for side in SIDES}
+    heads = [(f"GMACs {side}|.3g", f"torch {side}|.0f", f"ONNX Runtime {side}|.0f") for side in SIDES]
+    sheet.table("CPU ms per image, batch 1, one thread", "M parameters|.2f", *itertools.chain.from_iterable(heads))
     for name, model in models.items():
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
-        cells = [f"{macs:9.2f} {eager:10.1f} {ort:>9}" for macs, eager, ort in (columns[s][name] for s in SIDES)]
-        print(f"{name:14} {millions:7.2f}", *cells)
-    print("milliseconds of CPU time per image, batch 1, one thread, medians of interleaved rounds")
+        figures = itertools.chain.from_iterable(columns[side][name] for side in SIDES)
+        sheet.row(name, sum(p.numel() for p in model.parameters()) / 1e6, *figures)
+    sheet.note(f"Medians of {rounds} interleaved rounds.")
 
 
-def measure(models: dict[str, Segmenter], side: int) -> dict[str, tuple[float, float, str]]:
+def measure(models: dict[str, Segmenter], side: int, rounds: int) -> dict[str, tuple[float, float, float | None]]:
     images = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     work: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
@@ -47,12 +50,12 @@ def measure(models: dict[str, Segmenter], side: int) -> dict[str, tuple[float, f
         if RUNTIME:
             exported = exported_network(model, side)
             work[f"ort {name}"] = lambda exported=exported: exported(images)
-    times = interleaved(work, rounds=ROUNDS)
+    times = interleaved(work, rounds=rounds)
     return {
         name: (
             multiply_adds(model, side),
             median(times, f"torch {name}"),
-            f"{median(times, f'ort {name}'):.1f}" if RUNTIME else "–",
+            median(times, f"ort {name}") if RUNTIME else None,
         )
         for name, model in models.items()
     }
@@ -67,7 +70,3 @@ def exported_network(model: Segmenter, side: int) -> OnnxSegmenter:
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(model, Path(folder) / "network.onnx", size=side)
         return OnnxSegmenter(Path(folder) / "network.onnx", threads=1)
-
-
-if __name__ == "__main__":
-    main()

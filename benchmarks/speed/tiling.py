@@ -8,6 +8,7 @@ alone, the real one is a small Segmenter with random weights.
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import psutil
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.speed._sheet import Sheet
 from rskd.backend_torch import TorchBackend
 from rskd.config import ModelSpec, SegmentOptions
 from rskd.events import drain
@@ -95,6 +96,8 @@ def ours(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
 
 
 def monai(network: nn.Module, image: Tensor, overlap: float) -> Tensor:
+    from monai.inferers import sliding_window_inference
+
     with torch.inference_mode():
         result = sliding_window_inference(image[None], TILE, BATCH, network, overlap=overlap, mode="gaussian")
     return result[0]
@@ -105,8 +108,9 @@ METHODS: dict[str, Method] = {
     "bare loop": bare,
     "bare loop, one buffer": bare_one_buffer,
     "ours": ours,
-    "MONAI gaussian": monai,
 }
+if importlib.util.find_spec("monai"):
+    METHODS["MONAI gaussian"] = monai
 
 
 def cpu_times(network: nn.Module, image: Tensor, overlap: float, *, repeats: int) -> dict[str, list[float]]:
@@ -123,26 +127,33 @@ def cpu_times(network: nn.Module, image: Tensor, overlap: float, *, repeats: int
     return times
 
 
-def print_table(title: str, network: nn.Module, image: Tensor, overlaps: Sequence[float], *, repeats: int) -> None:
-    print(f"\n{title}, {image.shape[1]} x {image.shape[2]}, tile {TILE}, batch {BATCH}, one thread")
-    print(f"{'overlap (tiles)':24}" + "".join(f"{o:>10} ({len(starts(image, o))})" for o in overlaps))
-    tables = [cpu_times(network, image, overlap, repeats=repeats) for overlap in overlaps]
+def compare(
+    sheet: Sheet, title: str, network: nn.Module, image: Tensor, overlaps: Sequence[float], *, repeats: int
+) -> None:
+    heads = [f"{head} at {overlap:g}" for overlap in overlaps for head in ("CPU ms", "x bare loop")]
+    formats = [".0f", ".2f"] * len(overlaps)
+    where = f"{image.shape[1]} x {image.shape[2]}, tile {TILE}, batch {BATCH}, one thread"
+    tiles = ", ".join(f"{len(starts(image, overlap))} tiles at overlap {overlap:g}" for overlap in overlaps)
+    sheet.table(f"{title}, {where}; {tiles}", *(f"{head}|{form}" for head, form in zip(heads, formats, strict=True)))
+    times = [cpu_times(network, image, overlap, repeats=repeats) for overlap in overlaps]
     for name in METHODS:
-        cells = []
-        for table in tables:
-            ratio = np.median(np.divide(table[name], table["bare loop"]))
-            cells.append(f"{1e3 * np.median(table[name]):8.0f} ms {ratio:5.2f}")
-        print(f"{name:24}" + " ".join(cells))
+        figures: list[float] = []
+        for found in times:
+            ratio = float(np.median(np.divide(found[name], found["bare loop"])))
+            figures += [1e3 * float(np.median(found[name])), ratio]
+        sheet.row(name, *figures)
 
 
-def print_memory(size: int) -> None:
+def memory(sheet: Sheet, size: int) -> None:
     """Peak resident memory above the image, each method in a process of its own."""
-    print(f"\npeak memory above the image, null network, {size} x {size}, overlap 0.25")
-    print(f"{'the map alone':24}{CLASSES * size**2 * 4 / 2**20:10.0f} MiB")
-    for name in ("bare loop", "ours", "MONAI gaussian"):
-        command = [sys.executable, __file__, "--memory", name, str(size)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"{name:24}{result.stdout.strip():>10} MiB")
+    sheet.table(f"peak memory above the image, null network, {size} x {size}, overlap 0.25", "MiB|.0f")
+    sheet.row("the map alone", CLASSES * size**2 * 4 / 2**20)
+    for name in ("bare loop", "ours", *(["MONAI gaussian"] if "MONAI gaussian" in METHODS else [])):
+        code = (
+            "import sys; from benchmarks.speed.tiling import *; print(peak_above_image(sys.argv[1], int(sys.argv[2])))"
+        )
+        command = [sys.executable, "-c", code, name, str(size)]
+        sheet.row(name, float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
 def peak_above_image(name: str, size: int) -> float:
@@ -156,12 +167,12 @@ def peak_above_image(name: str, size: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20
 
 
-def print_scaling(sizes: Sequence[int]) -> None:
+def scaling(sheet: Sheet, sizes: Sequence[int]) -> None:
     """Whole `segment` (normalise, tiles, labels) with the null network: time per megapixel.
 
     The first of four runs warms up: what it costs to get memory from the system is no property of the program.
     """
-    print("\nsegment() with the null network, overlap 0.25, 8-bit RGB in, labels out")
+    sheet.table("segment() with the null network, overlap 0.25, 8-bit RGB in, labels out", "CPU ms per Mpx|.1f")
     for size in sizes:
         image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
         times = []
@@ -169,10 +180,10 @@ def print_scaling(sizes: Sequence[int]) -> None:
             began = time.thread_time()
             drain(segment(Null().eval(), Scan(image, "yxc"), SegmentOptions(batch_size=BATCH)))
             times.append(time.thread_time() - began)
-        print(f"{size**2 / 1e6:8.1f} Mpx {1e9 * np.median(times[1:]) / size**2:8.1f} ms per Mpx")
+        sheet.row(f"{size**2 / 1e6:.1f} Mpx", 1e9 * float(np.median(times[1:])) / size**2)
 
 
-def print_empty_tiles(size: int, share: float) -> None:
+def empty_tiles(sheet: Sheet, size: int, share: float) -> None:
     """Whole `segment` of a picture that is empty but for a square, with and without a look at its empty tiles."""
     torch.manual_seed(0)
     spec = fresh_spec("rskd-nano", in_channels=1, classes=["cell"]).model_copy(update={"image_size": TILE})
@@ -180,31 +191,28 @@ def print_empty_tiles(size: int, share: float) -> None:
     image = np.full((size, size), 255, np.uint8)
     side = int(size * share**0.5)
     image[:side, :side] = np.random.default_rng(0).integers(0, 255, (side, side))
-    print(f"\n{size} x {size}, {1 - share:.0%} of it empty, rskd-nano, overlap 0.25")
+    title = f"{size} x {size}, {1 - share:.0%} of it empty, rskd-nano, overlap 0.25"
+    sheet.table(title, "CPU ms|.0f", "times faster|.1f")
     times = []
     for name, options in (("every tile", SegmentOptions()), ("empty tiles skipped", SegmentOptions(skip_flat=0))):
         began = time.thread_time()
         drain(segment(network, Scan(image, "yx"), options))
         times.append(time.thread_time() - began)
-        print(f"{name:24}{1e3 * times[-1]:10.0f} ms{times[0] / times[-1]:8.1f} x faster")
+        sheet.row(name, 1e3 * times[-1], times[0] / times[-1])
 
 
-def main() -> None:
-    if "--memory" in sys.argv:
-        print(f"{peak_above_image(sys.argv[-2], int(sys.argv[-1])):.0f}")
-        return
+def main(sheet: Sheet) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print_table("null network", Null().eval(), torch.rand(3, 2048, 2048), (0.0, 0.25, 0.5), repeats=11)
+    sides = (1024, 2048, (1000, 2000)) if sheet.quick else (2048, 6144, (1000, 2000, 4000, 10000))
+    null = Null().eval()
+    compare(sheet, "null network", null, torch.rand(3, sides[0], sides[0]), (0.0, 0.25, 0.5), repeats=sheet.rounds(11))
     spec = fresh_spec("rskd-small", in_channels=3, classes=["vessel"]).model_copy(update={"image_size": TILE})
-    print_table("real network (rskd-small)", Segmenter(spec).eval(), torch.rand(3, 448, 448), (0.25,), repeats=25)
-    print_memory(6144)
-    print_scaling((1000, 2000, 4000, 10000))
-    print_empty_tiles(2048, 0.1)
+    real = Segmenter(spec).eval()
+    compare(sheet, "real network (rskd-small)", real, torch.rand(3, 448, 448), (0.25,), repeats=sheet.rounds(25))
+    memory(sheet, sides[1])
+    scaling(sheet, sides[2])
+    empty_tiles(sheet, sides[0], 0.1)
     image = torch.rand(CLASSES, 1001, 777)
     error = (ours(nn.Identity(), image, 0.25) - image).abs().max()
-    print(f"\nlargest error on an identity network, 1001 x 777: {error:.1e}")
-
-
-if __name__ == "__main__":
-    main()
+    sheet.note(f"Largest error on an identity network, 1001 x 777: {error:.1e}.")

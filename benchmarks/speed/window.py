@@ -1,4 +1,4 @@
-"""How fast the window answers, in a real napari: run it through ``scripts/virtual-display`` where there is no display.
+"""How fast the window answers, in a real napari.
 
 Wall milliseconds, so a quiet machine is needed; the CPU milliseconds beside them, of the window's own thread, bear a
 busy one. A stall is the longest time between two beats of a timer, less its interval.
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.speed._sheet import Sheet
 
 BEAT = 0.01  # seconds between two beats
 LIMIT = 600  # seconds
@@ -69,10 +71,6 @@ def pause(seconds: float) -> None:
     wait(lambda: time.perf_counter() > end)
 
 
-def tell(what: str, value: str, target: str) -> None:
-    print(f"{what:<58}{value:>22}   {target}", flush=True)
-
-
 def open_panel(viewer: Any, name: str) -> tuple[Any, float]:
     """Open a panel as the menu does; returns it, and milliseconds until it is drawn."""
     began = time.perf_counter()
@@ -88,16 +86,18 @@ def segment(panel: Any) -> float:
     return wait(lambda: panel.work is None and not panel._results.busy)
 
 
-def of_a_slice(viewer: Any, panel: Any) -> None:
+def of_a_slice(sheet: Sheet, viewer: Any, panel: Any) -> None:
     viewer.add_image(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8), name="picture")
     segment(panel)
     times = [segment(panel) for _ in range(5)]
     inside = [float(words) for words in panel.status.text().split() if words.replace(".", "").isdigit()]
-    tell(f"click to labels, {SIDE} x {SIDE}, retina-student, warm", f"{sorted(times)[2]:.0f} ms", "target < 500 ms")
-    tell("   of which the engine says it took", f"{1000 * inside[0]:.0f} ms", "")
+    sheet.row(
+        f"click to labels, {SIDE} x {SIDE}, retina-student, warm", f"{sorted(times)[2]:.0f} ms", "target < 500 ms"
+    )
+    sheet.row("   of which the engine says it took", f"{1000 * inside[0]:.0f} ms", "")
 
 
-def of_a_volume(viewer: Any, panel: Any, model: Path) -> None:
+def of_a_volume(sheet: Sheet, viewer: Any, panel: Any, model: Path) -> None:
     choose(viewer, model)
     viewer.add_image(np.random.default_rng(0).random((DEPTH, SIDE, SIDE), np.float32), name="volume")
     panel.target.image.choose(viewer.layers["volume"])
@@ -109,16 +109,16 @@ def of_a_volume(viewer: Any, panel: Any, model: Path) -> None:
     took = segment(panel)
     pause(0.5)
     value = f"{1000 * pulse.stall:.0f} ms ({1000 * pulse.busy:.0f} ms CPU)"
-    tell(f"longest stall, {SIDE} x {SIDE} x {DEPTH}, rskd-nano", value, "target < 100 ms")
-    tell("   of which the window idle; the whole took", f"{1000 * idle:.0f} ms; {took / 1000:.0f} s", "")
+    sheet.row(f"longest stall, {SIDE} x {SIDE} x {DEPTH}, rskd-nano", value, "target < 100 ms")
+    sheet.row("   of which the window idle; the whole took", f"{1000 * idle:.0f} ms; {took / 1000:.0f} s", "")
 
 
-def of_the_preview(viewer: Any, panel: Any, model: Path) -> None:
+def of_the_preview(sheet: Sheet, viewer: Any, panel: Any, model: Path) -> None:
     choose(viewer, model)
     viewer.window.resize(700, 560)
     scan = viewer.add_image(np.random.default_rng(0).random((2000, 256, 256), np.float32), name="scroll")
     panel.target.image.choose(scan)
-    tell("steps per second of scrolling without the preview", f"{scroll(viewer, 0)[0]:.1f}", "")
+    sheet.row("steps per second of scrolling without the preview", f"{scroll(viewer, 0)[0]:.1f}", "")
     panel.live.click()
     wait(lambda: any(layer.name == "Live preview" for layer in viewer.layers))
     pause(20)  # the network may be exported first
@@ -127,8 +127,8 @@ def of_the_preview(viewer: Any, panel: Any, model: Path) -> None:
     pulse = Pulse()
     steps, began = scroll(viewer, 1000)
     rate = len([moment for moment in shown if moment > began]) / SCROLL
-    tell("live preview, 256 x 256, rskd-nano, while scrolling", f"{rate:.1f} per second", "target >= 15")
-    tell("   steps per second; longest stall", f"{steps:.1f}; {1000 * pulse.stall:.0f} ms", "")
+    sheet.row("live preview, 256 x 256, rskd-nano, while scrolling", f"{rate:.1f} per second", "target >= 15")
+    sheet.row("   steps per second; longest stall", f"{steps:.1f}; {1000 * pulse.stall:.0f} ms", "")
     panel.live.click()
 
 
@@ -159,27 +159,24 @@ def choose(viewer: Any, model: Path) -> None:
     viewer.layers.clear()
 
 
-def main() -> None:
+def main(sheet: Sheet) -> None:
     import napari
 
     from napari_rskd import _job
 
+    sheet.table("The window, in a real napari", "measured|", "target|")
     viewer = napari.Viewer()
     pause(2)
     panel, first = open_panel(viewer, "Segment")
-    tell("from the menu to a usable panel, in a fresh napari", f"{first:.0f} ms", "target < 1000 ms")
+    sheet.row("from the menu to a usable panel, in a fresh napari", f"{first:.0f} ms", "target < 1000 ms")
     viewer.window.remove_dock_widget(panel)
     panel, again = open_panel(viewer, "Segment")
-    tell("Segment panel opened again", f"{again:.0f} ms", "target < 300 ms")
+    sheet.row("Segment panel opened again", f"{again:.0f} ms", "target < 300 ms")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "nano.safetensors"
         subprocess.run([sys.executable, "-c", SAVE, str(model)], check=True)
-        of_a_slice(viewer, panel)
-        of_the_preview(viewer, panel, model)
-        of_a_volume(viewer, panel, model)
+        of_a_slice(sheet, viewer, panel)
+        of_the_preview(sheet, viewer, panel, model)
+        of_a_volume(sheet, viewer, panel, model)
     viewer.close()
     _job.shut_down()
-
-
-if __name__ == "__main__":
-    main()
