@@ -10,7 +10,7 @@ from benchmarks.accuracy import exports, latency, ranking_transfer
 from benchmarks.accuracy.figures import Point, cost_diagram, rank_diagram
 from benchmarks.accuracy.stored import DICE, Stored, read_stored, read_trials
 from benchmarks.accuracy.study import TEACHER, read_study
-from benchmarks.accuracy.table import RSKD, label, overview, ranking_of, section
+from benchmarks.accuracy.table import RSKD, SMALL, label, overview, ranking_of, section
 from benchmarks.speed import _sheet
 from rskd.bench_words import draw
 from rskd.bench_words import markdown as bench_table
@@ -89,7 +89,7 @@ def differing(docs: Path, wanted: dict[str, str]) -> Iterator[str]:
 
 def stored_studies(results: Path, studies: Path) -> Iterator[Stored]:
     """Yield every study of which anything is stored, the small first trials last."""
-    for path in sorted(studies.glob("*.toml"), key=lambda path: (path.stem.endswith("-small"), path.stem)):
+    for path in sorted(studies.glob("*.toml"), key=lambda path: (path.stem.endswith(SMALL), path.stem)):
         stored = read_stored(read_study(path), results)
         if stored is not None:
             yield stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ LABELS = {
     "texture_as_wavelet": "RSKD, wavelets for contourlets",
     "fusion_as_reviewkd": "RSKD, ReviewKD for fusion",
 }
+SMALL = "-small"
+"""Ends the name of a first trial, which counts in no mean."""
 CONTROL = "kl_importance"
 """Base of an arm that stands in for a part of RSKD and is no published method."""
 NONE = "–"
@@ -167,26 +169,38 @@ def overview(studies: Sequence[Stored]) -> str:
     """Return a line per study: what the student gains by RSKD, beside the best of the others."""
     heads = ["study", "seeds", "teacher", "student alone", "best other method", "RSKD", "above all others"]
     heads += ["gap closed", *(f"{part} adds" for part in PARTS)]
-    rows = []
-    for stored in studies:
-        if not {TEACHER, ALONE, RSKD} <= set(stored.results):
-            continue
-        others = {arm: float(np.mean(stored.by_seed(arm))) for arm in baselines(stored)}
-        best = max(others, key=lambda arm: others[arm], default=None)
-        ahead = [_added(stored, arm) for arm in (ALONE, *others)]
-        cells = [f"`{stored.study.name}`", str(len(stored.seeds(TEACHER, ALONE, RSKD)))]
-        cells += [spread(stored.by_seed(TEACHER)), spread(stored.by_seed(ALONE))]
-        cells += [f"{label(best)} {spread(stored.by_seed(best))}" if best else NONE, spread(stored.by_seed(RSKD))]
-        cells += ["yes" if all(more is not None and more > 0 for more in ahead) else "no"]
-        cells += [_share(gap_closed(stored, RSKD))]
-        rows.append([*cells, *(_signed(_added(stored, arm)) for arm in PARTS.values())])
+    told = [stored for stored in studies if {TEACHER, RSKD} <= set(stored.results)]
+    rows = [_overview_row(stored) for stored in told]
+    full = [stored for stored in told if not stored.study.name.endswith(SMALL)]
+    if len(full) > 1:
+        means = [_mean_of([gap_closed(stored, RSKD) for stored in full], _share)]
+        means += [_mean_of([_added(stored, arm) for stored in full], _signed) for arm in PARTS.values()]
+        rows.append(["mean", *[""] * (len(heads) - 1 - len(means)), *means])
     words = (
         "Mean ± sample deviation of the test Dice over the seeds. *Above all others*: RSKD's mean is above that of the "
         "student alone and of every published method, each on the seeds that both have. *Gap closed*: share of the way "
         "from the student alone to the teacher, where these are further apart than twice the larger of their standard "
-        "deviations. *Adds*: RSKD less RSKD without this part."
+        "deviations. *Adds*: RSKD less RSKD without this part. *Mean*: of the studies whose name does not end in "
+        f"`{SMALL}`, as far as they have a value."
     )
     return f"{markdown(heads, rows)}\n\n{words}\n"
+
+
+def _overview_row(stored: Stored) -> list[str]:
+    others = {arm: float(np.mean(stored.by_seed(arm))) for arm in baselines(stored)}
+    best = max(others, key=lambda arm: others[arm], default=None)
+    alone = ALONE in stored.results
+    ahead = [_added(stored, arm) for arm in ([ALONE] if alone else []) + list(others)]
+    cells = [f"`{stored.study.name}`", str(len(stored.seeds(TEACHER, RSKD)))]
+    cells += [spread(stored.by_seed(TEACHER)), spread(stored.by_seed(ALONE)) if alone else NONE]
+    cells += [f"{label(best)} {spread(stored.by_seed(best))}" if best else NONE, spread(stored.by_seed(RSKD))]
+    cells += ["yes" if all(more is not None and more > 0 for more in ahead) else "no", _share(gap_closed(stored, RSKD))]
+    return [*cells, *(_signed(_added(stored, arm)) for arm in PARTS.values())]
+
+
+def _mean_of(values: Sequence[float | None], words: Callable[[float | None], str]) -> str:
+    known = [value for value in values if value is not None]
+    return words(float(np.mean(known)) if known else None)
 
 
 def baselines(stored: Stored) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -100,6 +101,22 @@ def test_the_overview_says_what_each_part_adds(results: Path) -> None:
     assert line == (
         "| `made` | 2 | 0.665 ± 0.004 | 0.465 ± 0.004 | KD 0.515 ± 0.004 | 0.565 ± 0.004 | yes | 50% | +0.020 | – | – |"
     )
+
+
+def test_the_mean_of_the_overview_leaves_out_first_trials(results: Path) -> None:
+    made = read_stored(STUDY, results)
+    other = replace(made, results={**made.results, "no_ranking": made.results["alone"]})
+    small = replace(other, study=STUDY.model_copy(update={"name": "made-small"}))
+    lines = overview([made, other, small]).splitlines()
+    assert lines[5].endswith("| 50% | +0.060 | – | – |")  # (0.02 + 0.1) / 2
+    assert "| mean |" not in overview([made, small])
+
+
+def test_a_study_without_masks_has_no_student_alone(results: Path) -> None:
+    made = read_stored(STUDY, results)
+    less = replace(made, results={arm: found for arm, found in made.results.items() if arm != "alone"})
+    assert "| – | KD 0.515 ± 0.004 | 0.565 ± 0.004 | yes | – |" in overview([less])
+    assert "Every method less" not in section(less, {}, [])
 
 
 def test_rskd_below_the_student_alone_is_not_above_all(results: Path) -> None:
