@@ -59,7 +59,7 @@ def section(stored: Stored, trials: dict[str, list[tuple[int, Result]]], figures
     if stored.has(DICE):
         ranking = ranking_of(stored)
         parts += [borders(stored)] if stored.has(HD95) else []
-        parts += [failures(stored), *_ranks(ranking)]
+        parts += [failures(stored), *_ranks(stored, ranking)]
         parts += [f"![{words}]({file})" for words, file in figures]
         against = [arm for arm in stored.students if arm != RSKD]
         if RSKD in stored.results:
@@ -270,10 +270,11 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _ranks(ranking: Ranking | None) -> Iterator[str]:
+def _ranks(stored: Stored, ranking: Ranking | None) -> Iterator[str]:
     if ranking is not None:
         yield (
-            f"Mean ranks over {ranking.patients} patients, 1 = best; Friedman's test that all are alike: "
+            f"Mean ranks over {ranking.patients} patients, of scores averaged over the seeds that all students have "
+            f"({', '.join(map(str, stored.seeds(*stored.students)))}); 1 = best. Friedman's test that all are alike: "
             f"p {_p(ranking.p, sign='= ')}. Two mean ranks differ at 5 % if they are {ranking.critical:.2f} apart "
             "(Nemenyi)."
         )
