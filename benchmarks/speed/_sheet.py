@@ -17,7 +17,7 @@ class Sheet:
     def __init__(self, name: str, *, quick: bool = False) -> None:
         self.quick = quick
         """Whether fewer rounds will do."""
-        self.value: dict[str, Any] = {"name": name, "quick": quick, "computer": computer(), "tables": [], "notes": []}
+        self.value: dict[str, Any] = {"name": name, "quick": quick, "computer": computer(), "tables": []}
         """Ready for JSON."""
 
     def rounds(self, usual: int) -> int:
@@ -27,7 +27,7 @@ class Sheet:
     def table(self, title: str, *columns: str) -> None:
         """Begin a table; a column is its head, and after a bar the format of its figures: ``ms|.1f``."""
         heads, formats = zip(*(column.rpartition("|")[::2] for column in columns), strict=True)
-        self.value["tables"].append({"title": title, "columns": heads, "formats": formats, "rows": []})
+        self.value["tables"].append({"title": title, "columns": heads, "formats": formats, "rows": [], "notes": []})
         _say(f"\n{title}")
         _say(_padded("", heads, heads))
 
@@ -38,8 +38,8 @@ class Sheet:
         _say(_padded(name, cells(figures, table["formats"]), table["columns"]))
 
     def note(self, words: str) -> None:
-        """Say something that is no table."""
-        self.value["notes"].append(words)
+        """Say something about the last table."""
+        self.value["tables"][-1]["notes"].append(words)
         _say(words)
 
 
@@ -63,9 +63,9 @@ def markdown(value: Mapping[str, Any]) -> str:
     for table in value["tables"]:
         lines = [["", *table["columns"]], ["---", *["---:"] * len(table["columns"])]]
         lines += [[name, *cells(figures, table["formats"])] for name, *figures in table["rows"]]
-        parts += [f"{table['title']}:", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    where = f"Measured on {value['computer']['processor']} ({value['computer']['cores']} cores)."
-    return "\n\n".join([*parts, " ".join([*value["notes"], where])]) + "\n"
+        parts += [f"{table['title']}:", "\n".join(f"| {' | '.join(line)} |" for line in lines), *table["notes"]]
+    parts.append(f"Measured on {value['computer']['processor']} ({value['computer']['cores']} cores).")
+    return "\n\n".join(parts) + "\n"
 
 
 def _padded(name: str, words: Sequence[str], heads: Sequence[str]) -> str:

@@ -39,7 +39,8 @@ def test_a_sheet_prints_what_it_keeps(capsys):
         "| a | 12.3 | 1.00 | < 20 |",
         "| b | – | 2.00 |  |",
     ]
-    assert lines[-1].startswith("Medians. Measured on ")
+    assert lines[7] == "Medians."
+    assert lines[-1].startswith("Measured on ")
 
 
 def test_figures_and_columns_go_together():
