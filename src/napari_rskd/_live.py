@@ -9,12 +9,10 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
 from napari_rskd._record import Record, record_of
-from napari_rskd._source import LayerData, add_layer
+from napari_rskd._source import PAUSE, LayerData, add_layer
 from rskd.errors import RskdError
 from rskd.jobs import Outcome
 
-PAUSE = 50
-"""Milliseconds between two layers that are made or removed."""
 PLACE = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels"}
 FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
 """What of a layer changes with its data; all else is the user's."""

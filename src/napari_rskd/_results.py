@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 from napari.layers import Labels
 from qtpy.QtCore import QObject
 
+from napari_rskd._job import aside
+from napari_rskd._layers import class_colors
 from napari_rskd._live import LiveLayers
 from napari_rskd._source import MARK, LayerData, add_layer, is_edited
 
 _SAME = ("image", "where", "model", "part")
 """What two layers have in common that show the same part of the same result."""
+
+
+@cache
+def warm_up_labels() -> None:
+    """Let napari load and compile, aside and once, what it draws labels with: the first ones would stall the window."""
+    aside(_make_labels)
+
+
+def _make_labels() -> None:
+    classes = [{"name": "background", "color": "black"}, {"name": "any", "color": "white"}]
+    table = {"index": [0, 1], "class": [info["name"] for info in classes]}
+    Labels(np.zeros((2, 2), np.uint8), colormap=class_colors(classes), features=table)
 
 
 class ResultLayers(QObject):

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from qtpy.QtCore import QTimer
 
 from rskd.errors import ParameterError
 
@@ -23,6 +24,8 @@ MARK = "rskd"  # key in a layer's metadata
 _GUESSED_AXES = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
 _ADDED: WeakSet[Any] = WeakSet()
 """Layers that were added here; copies that napari makes of them have the same metadata and are not among them."""
+PAUSE = 50
+"""Milliseconds for a drawing between two things that would stall the window together."""
 _LETTERS = {"time": "t", "channel": "c", "depth": "z", "height": "y", "width": "x"}
 
 
@@ -226,12 +229,37 @@ def add_layer(viewer: Any, data: LayerData) -> Any:
     """Put a layer into a viewer; returns it."""
     from napari.layers import Labels, Layer
 
-    layer = viewer.add_layer(Layer.create(*data))
+    made = Layer.create(*data)
+    aids = _held_back(made)
+    layer = viewer.add_layer(made)
+    _bring_back(layer, viewer, aids)
     _ADDED.add(itself(layer))
     if isinstance(layer, Labels) and is_result(layer):
         for change in (layer.events.paint, layer.events.data):
             change.connect(_remember_edit)
     return layer
+
+
+def _held_back(layer: Any) -> list[Any]:
+    """Hide what a layer draws for its tools, such as the outline of a brush, and return it.
+
+    napari (0.9.2) makes it together with the layer, which takes as long as half of the layer and stalls the window.
+    """
+    aids = [aid for aid in layer._overlays.values() if aid.visible]  # napari has no public way
+    for aid in aids:
+        aid.visible = False
+    return aids
+
+
+def _bring_back(layer: Any, viewer: Any, aids: list[Any]) -> None:
+    """Show again what was held back, one after the other, with drawings in between."""
+
+    def show_next() -> None:
+        if aids and layer in viewer.layers:
+            aids.pop().visible = True
+            QTimer.singleShot(PAUSE, show_next)
+
+    QTimer.singleShot(PAUSE, show_next)
 
 
 def itself(thing: Any) -> Any:

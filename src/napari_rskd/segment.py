@@ -22,7 +22,7 @@ from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
 from napari_rskd._picture import Picture, whole_picture
-from napari_rskd._results import ResultLayers, labels_beside
+from napari_rskd._results import ResultLayers, labels_beside, warm_up_labels
 from napari_rskd._saving import FORMATS, Saver, formats_for, may_replace, source_path, suggested_name, with_ending
 from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import PLUGIN, compute_options
@@ -92,6 +92,7 @@ class SegmentWidget(Panel):
         self._build_column()
         self._connect()
         follow_session(self, self.session, self._offer)
+        after_drawing(self, warm_up_labels)
 
     def _build_column(self) -> None:
         self.target.add_row("Network", self.network)

@@ -13,6 +13,7 @@ from napari.layers import Labels
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
+from napari_rskd import _results
 from napari_rskd._readers import layer_of
 from napari_rskd._session import Model, session_of
 from rskd.errors import DataError
@@ -87,6 +88,32 @@ def test_the_slice_in_view_is_segmented_whatever_axis_it_is_cut_along(
     sizes = tuple(np.delete((5, 0.5, 0.25), axis))
     assert (job.axes, job.geometry.spacing, job.geometry.units) == ("yx", sizes, "mm")
     assert arrays["image"].ndim == 2
+
+
+def test_what_a_brush_needs_is_drawn_after_the_labels(qtbot, viewer, panel) -> None:
+    seen: list[list[bool]] = []
+    viewer.layers.events.inserted.connect(lambda event: seen.append(aids(event.value)))
+    segment(qtbot, panel)
+    assert not any(seen[0])
+    plain = viewer.add_labels(np.zeros((5, 12, 16), np.uint8))
+    assert any(aids(plain))
+    qtbot.waitUntil(lambda: aids(viewer.layers["Vessel (student)"]) == aids(plain), timeout=SOON)
+
+
+def aids(layer: Any) -> list[bool]:
+    """Return which of the things that its tools draw over a layer can be seen."""
+    return [aid.visible for aid in layer._overlays.values()]
+
+
+def test_napari_is_ready_for_labels_before_the_first_ones(qtbot, engine, open_panel, monkeypatch) -> None:
+    made: list[Any] = []
+    _results.warm_up_labels.cache_clear()
+    monkeypatch.setattr(_results, "aside", lambda function: made.append(function))
+    open_panel("Segment")
+    qtbot.waitUntil(lambda: len(made) == 1, timeout=SOON)
+    made[0]()
+    qtbot.wait(100)
+    assert len(made) == 1
 
 
 def test_all_open_images_one_after_the_other_past_those_that_fail(qtbot, engine, viewer, panel) -> None:
