@@ -18,7 +18,7 @@ from rskd.models.presets import fresh_spec
 from rskd.models.quantise import halve, quantise
 from rskd.models.segmenter import Segmenter
 from rskd.phantom import vessel_phantom
-from rskd.run import run
+from rskd.run import Session, run
 from rskd.scan import Scan
 
 pytestmark = pytest.mark.skipif(
@@ -117,6 +117,55 @@ def test_what_a_runtime_cannot_do_is_said(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ResourceError, match=r"need openvino, which is not installed: .*napari-rskd\[openvino\]"):
         labels(files, compute={"runtime": "openvino"})
+
+
+def settled(session, files, **options):
+    job = SegmentJob(model=files / "net.safetensors", image=files / "images" / "0.tif", fastest=True, **options)
+    task, told = session.run(job), []
+    while True:
+        try:
+            told.append(next(task))
+        except StopIteration as end:
+            return end.value, [event for event in told if isinstance(event, Message)]
+
+
+@pytest.mark.parametrize("faster", ["torch", "onnx"])
+def test_the_faster_program_is_taken_and_named_and_does_the_very_same_again(files, monkeypatch, faster):
+    seconds = {"torch": 1.0, "onnx": 1.0, faster: 0.5}
+    monkeypatch.setattr(networks, "_seconds", lambda model, side: seconds[networks.runtime_name(model)])
+    session = Session()
+    outcome, told = settled(session, files)
+    assert outcome.value["runtime"] == faster
+    assert [message.text.partition(":")[0] for message in told] == ["Trying out which program runs this network faster"]
+    again, told = settled(session, files)
+    assert told == []
+    named = labels(files, compute={"runtime": faster})
+    for found in (outcome, again):
+        np.testing.assert_array_equal(found.arrays["labels"], named)
+
+
+def test_torch_remains_where_onnx_runtime_is_no_choice(files, monkeypatch):
+    assert settled(Session(), files, tta="flips")[0].value["runtime"] == "torch"
+    assert settled(Session(), files, compute={"runtime": "torch"})[0].value["runtime"] == "torch"
+    monkeypatch.setattr(networks, "_seconds", lambda model, side: 1.0 if networks.runtime_name(model) == "torch" else 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "find_spec", lambda name: None)
+        assert settled(Session(), files)[0].value["runtime"] == "torch"
+    with monkeypatch.context() as patch:
+
+        def refuse(*_, **__):
+            raise ModelError("It cannot be exported faithfully.")
+
+        patch.setattr(networks, "exported_copy", refuse)
+        assert settled(Session(), files)[0].value["runtime"] == "torch"
+    both = {"compare_with": files / "net.safetensors"}
+    assert settled(Session(), files, **both)[0].value["runtime"] == "onnx"
+
+
+def test_the_time_of_a_tile_is_taken_in_every_runtime(files):
+    for runtime in ("torch", "onnx"):
+        model = networks.Networks().get(files / "net.safetensors", InferenceOptions(runtime=runtime))
+        assert 0 < networks._seconds(model, SIDE) < 60
 
 
 def test_auto_takes_the_runtime_that_is_installed(files, tmp_path, monkeypatch):

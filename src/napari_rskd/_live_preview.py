@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,6 @@ from rskd.errors import RskdError
 from rskd.jobs import Outcome, SegmentJob
 
 NAME = "Live preview"
-WEIGHTS = ".safetensors"
-"""Ending of the files that are exported for a faster program."""
 SLOW = 0.25
 """Seconds per slice from which on a preview cannot follow somebody who scrolls."""
 _TELL_EVERY = 0.25
@@ -60,7 +57,6 @@ class Preview(QObject):
         self._layer: Any = None
         self._asked: tuple[Any, Mapping[str, Any]] | None = None
         self._seen: set[str] = set()
-        self._on_the_processor = self._refused = False
         self._last_asked = "nothing"
         self._times: deque[float] = deque()
         self._last_told = 0.0
@@ -86,7 +82,7 @@ class Preview(QObject):
 
     def _begin(self) -> None:
         self._asked = None
-        self._refused, self._last_asked = False, "nothing"
+        self._last_asked = "nothing"
         self._seen.clear()
         self._times.clear()
         self.told.emit("")
@@ -116,7 +112,7 @@ class Preview(QObject):
             return
         self._last_asked = picture.where
         began: list[float] = []
-        job = SegmentJob(axes=picture.axes, geometry=picture.geometry, **self._fast(fields))
+        job = SegmentJob(axes=picture.axes, geometry=picture.geometry, fastest=True, **fields)
 
         def order() -> Order:
             began.append(time.perf_counter())
@@ -126,23 +122,8 @@ class Preview(QObject):
         work.returned.connect(partial(self._show, picture, self._asked, began))
         self._latest.ask(work)
 
-    def _fast(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Let the fastest program that is installed run the network where it turned out to be on the processor."""
-        compute = fields["compute"]
-        if (
-            not self._on_the_processor
-            or self._refused
-            or compute.runtime != "auto"
-            or fields["model"].suffix != WEIGHTS
-        ):
-            return fields
-        return {**fields, "compute": compute.model_copy(update={"runtime": fastest_runtime()})}
-
     def _fail(self, error: RskdError) -> None:
-        if self._on and self._on_the_processor and not self._refused:
-            self._refused, self._last_asked = True, "nothing"
-            self._look()
-        elif self._on:
+        if self._on:
             self.told.emit(f"No preview: {error}")
 
     def _show(self, picture: Picture, asked: object, began: list[float], outcome: Outcome) -> None:
@@ -160,7 +141,6 @@ class Preview(QObject):
         self._layer.data[tuple(index)] = labels
         self._layer.refresh(extent=False, thumbnail=False)
         self._seen.add(picture.where)
-        self._on_the_processor = outcome.value["device"] == "cpu"
         self._tell(time.perf_counter() - began[0])
         self.shown.emit()
 
@@ -172,11 +152,6 @@ class Preview(QObject):
         if now - self._last_told >= _TELL_EVERY:
             self._last_told = now
             self.told.emit(speed_words(list(self._times), seconds))
-
-
-def fastest_runtime() -> str:
-    """Return the program that runs networks fastest on the processor, of those that are installed."""
-    return "onnx" if all(map(find_spec, ("onnx", "onnxruntime"))) else "auto"
 
 
 def preview_layer(layer: Any, classes: Any) -> Any:

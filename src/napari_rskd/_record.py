@@ -13,7 +13,7 @@ import numpy as np
 
 from napari_rskd._readers import SCAN
 from napari_rskd._source import Array
-from rskd.jobs import AgreementJob, BenchJob, Job, Outcome, PreflightJob
+from rskd.jobs import AgreementJob, BenchJob, Job, Outcome, PreflightJob, SegmentJob
 from rskd.models.presets import BUNDLED
 from rskd.steps import FromFile, FromStep, Recipe, Step, find_in_files, find_in_outcome
 
@@ -114,7 +114,7 @@ class Record:
         held = {name: Hold(array) for name, array in arrays.items() if name not in earlier}
         if not work.title:
             self._forget_last(job)
-        self.actions.append(Action(work.title, portable(job), held, earlier, weakref.ref(outcome)))
+        self.actions.append(Action(work.title, portable(settled(job, outcome)), held, earlier, weakref.ref(outcome)))
         self._let_go()
 
     def _let_go(self) -> None:
@@ -154,6 +154,14 @@ _RECORDS: WeakKeyDictionary[Any, Record] = WeakKeyDictionary()
 def record_of(viewer: Any) -> Record:
     """Return the record of a viewer (or of napari's proxy of it)."""
     return _RECORDS.setdefault(getattr(viewer, "__wrapped__", viewer), Record())
+
+
+def settled(job: Job, outcome: Outcome) -> Job:
+    """Return a job that names the runtime which it turned out to take, so that it does the very same again."""
+    if not isinstance(job, SegmentJob) or not job.fastest:
+        return job
+    compute = job.compute.model_copy(update={"runtime": outcome.value["runtime"]})
+    return job.model_copy(update={"fastest": False, "compute": compute})
 
 
 def portable(job: Job) -> Job:

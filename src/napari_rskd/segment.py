@@ -28,6 +28,7 @@ from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import PLUGIN, compute_options
 from napari_rskd._source import MARK, LayerData
 from napari_rskd._targets import Target
+from rskd.bench_words import NAMES
 from rskd.config import SegmentOptions
 from rskd.events import Message
 from rskd.jobs import BatchJob, Outcome, SegmentJob
@@ -222,7 +223,7 @@ class SegmentWidget(Panel):
             self._show(self.error_label, "\n".join(told[:MESSAGES]))
             return
         kept = self._results.show(_layers(outcome, now))
-        done = f"Done in {outcome.value['seconds']:.1f} s on {outcome.value['device']}."
+        done = done_words(outcome.value)
         self.say(f"{done} {EDITED}" if kept else done)
         now.measured.append((now.picture.layer.name, outcome.value["measurements"]))
         after_drawing(self, partial(self._offer_more, now.picture.layer, now.columns()))
@@ -285,7 +286,7 @@ def _layers(outcome: Outcome, now: _Round) -> list[LayerData]:
 
 def picture_work(picture: Picture, fields: Mapping[str, Any]) -> Work:
     """Return the job that segments a picture; `fields` are those of the job beside the picture."""
-    job = SegmentJob(axes=picture.axes, geometry=picture.geometry, **fields)
+    job = SegmentJob(axes=picture.axes, geometry=picture.geometry, fastest=True, **fields)
 
     def order() -> Order:
         return job, {"image": picture.pixels()}
@@ -296,6 +297,17 @@ def picture_work(picture: Picture, fields: Mapping[str, Any]) -> Work:
 def segment_work(layer: Any, model: Model) -> Work:
     """Return the job that segments all of `layer` with `model`."""
     return picture_work(whole_picture(layer), {"model": model.path, "compute": compute_options()})
+
+
+def done_words(value: Mapping[str, Any]) -> str:
+    """Return how long it took, and with what.
+
+    Examples
+    --------
+    >>> done_words({"seconds": 0.4321, "device": "cpu", "runtime": "onnx"})
+    'Done in 0.4 s on cpu with ONNX Runtime.'
+    """
+    return f"Done in {value['seconds']:.1f} s on {value['device']} with {NAMES[value['runtime']]}."
 
 
 def batch_words(value: Mapping[str, Any]) -> str:

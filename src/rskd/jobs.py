@@ -97,6 +97,9 @@ class SegmentJob(Segmenting):
     OME-Zarr image, labels of any size are written region by region, and gone on with after an interruption."""
     spread: ClusterOptions = ClusterOptions()
     """Other processes that help; the labels must go to OME-Zarr."""
+    fastest: bool = False
+    """Where the runtime is auto and the work is done on the CPU, try out on one tile whether ONNX Runtime is faster
+    than torch, and take it if it is; torch remains where a network cannot be exported faithfully, and for `tta`."""
 
 
 class BatchJob(Segmenting):

@@ -47,7 +47,7 @@ from rskd.jobs import (
     TextureJob,
     TrainJob,
 )
-from rskd.networks import Networks
+from rskd.networks import Networks, runtime_name
 from rskd.scan import Scan
 
 if TYPE_CHECKING:
@@ -172,8 +172,11 @@ class Session:
         from rskd.measure import columns, features
         from rskd.results import segment_scan, write_results
 
-        scan = find_image(job, arrays)
         files = [path for path in (job.model, job.compare_with) if path is not None]
+        if job.fastest and job.tta == "none":
+            compute = yield from self._networks.fastest(files, job.compute, tile=job.options.tile)
+            job = job.model_copy(update={"compute": compute})
+        scan = find_image(job, arrays)
         model, *others = (self._networks.get(path, job.compute, tile=job.options.tile) for path in files)
         names = [info.name for info in model.spec.classes]
         began = time.perf_counter()
@@ -196,6 +199,7 @@ class Session:
             "made_with": results.made_with,
             "seconds": seconds,
             "device": backend_of(model).device,
+            "runtime": runtime_name(model),
             "model": model.spec.name,
         }
         found = {"labels": results.labels.data, **{name: map_.data for name, map_ in results.maps.items()}}

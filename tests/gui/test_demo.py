@@ -29,7 +29,10 @@ def answers() -> list[tuple[dict[str, Any], dict[str, Any]]]:
     band = {"array": "a", "name": "level 1", "level": 1, "direction": 0, "edge_angle": 45.0, "energy": 1.0}
     band |= {"scale": [2, 2], "translate": [0.5, 0.5]}
     return [
-        ({"classes": CLASSES, "seconds": 1.0, "device": "cpu"}, {"labels": np.ones(SHAPE, np.uint8)}),
+        (
+            {"classes": CLASSES, "seconds": 1.0, "device": "cpu", "runtime": "torch"},
+            {"labels": np.ones(SHAPE, np.uint8)},
+        ),
         ({"teacher": facts, "student": facts}, maps),
         ({"bands": [band], "reconstruction_error": 0.0}, {"a": np.ones((706, 706), np.float32)}),
     ]

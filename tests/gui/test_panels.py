@@ -40,6 +40,7 @@ SEGMENTED = (
         "overlapping": False,
         "seconds": 0.4,
         "device": "cpu",
+        "runtime": "onnx",
         "measurements": {},
         "features": {"index": [0, 1], "class": ["background", "vessel"]},
     },
@@ -109,7 +110,7 @@ def test_segment_adds_labels_in_place(qtbot, engine, viewer, open_panel, models)
     ((job, arrays),) = engine.made[0].jobs
     assert (job.model, job.axes) == (Path("/models/b.safetensors"), "yx")
     np.testing.assert_array_equal(arrays["image"], viewer.layers["picture"].data)
-    assert panel.status.text() == "Done in 0.4 s on cpu."
+    assert panel.status.text() == "Done in 0.4 s on cpu with ONNX Runtime."
 
 
 def test_segment_shows_classes_that_overlap_one_by_one(qtbot, engine, viewer, open_panel, models) -> None:

@@ -112,7 +112,10 @@ def test_a_click_through_is_replayed_with_the_same_arrays(
     save_as(monkeypatch, tmp_path / "recipe.json")
     choose(qtbot, split, "save")
     assert "Saved recipe.json: “rskd run" in split.status.text()
-    kinds = [step["job"]["kind"] for step in json.loads((tmp_path / "recipe.json").read_text())["steps"]]
+    jobs = [step["job"] for step in json.loads((tmp_path / "recipe.json").read_text())["steps"]]
+    used = outcomes["01_segment"].value["runtime"]  # the faster one, whichever that is here
+    assert (jobs[0]["compute"]["runtime"], jobs[0]["fastest"]) == (used, False)
+    kinds = [job["kind"] for job in jobs]
     assert kinds == ["segment", "survey", "agreement", "contourlet", "reconstruct"]
     run_line(f"rskd run {tmp_path / 'recipe.json'} --output again", tmp_path)
     for folder, outcome in outcomes.items():

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_rskd import _results
 from napari_rskd._readers import layer_of
+from napari_rskd._record import record_of
 from napari_rskd._session import Model, session_of
 from rskd.errors import DataError
 from rskd.events import Message
@@ -37,7 +38,7 @@ def answer(job: Any, arrays: Any) -> Any:
         maps |= {name: np.zeros(labels.shape, np.float32) for name in ("disagreement", "divergence")}
     if job.options.probabilities:
         maps["probabilities"] = np.stack([1.0 - labels, labels]).astype(np.float32)
-    value = {"classes": CLASSES, "overlapping": False, "seconds": 0.1, "device": "cpu"}
+    value = {"classes": CLASSES, "overlapping": False, "seconds": 0.1, "device": "cpu", "runtime": "onnx"}
     value |= {"features": {"index": [0, 1], "class": ["background", "vessel"], "ml": [None, 1.25]}}
     return Outcome({**value, "measurements": ROW}, {"labels": labels.astype(np.uint8), **maps})
 
@@ -103,6 +104,15 @@ def test_what_a_brush_needs_is_drawn_after_the_labels(qtbot, viewer, panel) -> N
 def aids(layer: Any) -> list[bool]:
     """Return which of the things that its tools draw over a layer can be seen."""
     return [aid.visible for aid in layer._overlays.values()]
+
+
+def test_the_record_names_the_program_that_was_used(qtbot, engine, viewer, panel) -> None:
+    segment(qtbot, panel)
+    ((asked, _),) = engine.made[0].jobs
+    assert (asked.fastest, asked.compute.runtime) == (True, "auto")
+    assert panel.status.text() == "Done in 0.1 s on cpu with ONNX Runtime."
+    recorded = record_of(viewer).last().job
+    assert (recorded.fastest, recorded.compute.runtime) == (False, "onnx")
 
 
 def test_napari_is_ready_for_labels_before_the_first_ones(qtbot, engine, open_panel, monkeypatch) -> None:
