@@ -7,7 +7,7 @@ from typing import Any
 
 from rskd.bench import computer
 
-WIDTH = 44
+WIDTH = 56
 """Of the first column, in characters."""
 
 
