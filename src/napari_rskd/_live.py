@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
@@ -16,6 +17,14 @@ from rskd.jobs import Outcome
 PLACE = {"scale", "translate", "rotate", "shear", "affine", "units", "axis_labels"}
 FOLLOWS = {*PLACE, "name", "contrast_limits", "features", "metadata"}
 """What of a layer changes with its data; all else is the user's."""
+TABLES = {"features", "metadata"}
+"""Those that are set in any case."""
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether a layer lies as it did: napari draws it again for every attribute that is set, equal or not."""
+    values = (np.asarray(getattr(value, "affine_matrix", value)) for value in (one, other))
+    return bool(np.array_equal(*values))
 
 
 def after_drawing(parent: QObject, act: Callable[[], object]) -> None:
@@ -141,7 +150,8 @@ class LiveLayers(QObject):
             return
         layer.data = array
         for name in FOLLOWS.intersection(options):
-            setattr(layer, name, options[name])
+            if name in TABLES or not _same(getattr(layer, name), options[name]):
+                setattr(layer, name, options[name])
 
     def show_all(self, layers: Mapping[str, LayerData]) -> None:
         """Show these layers and no other ones."""

@@ -81,6 +81,27 @@ def test_layers_change_in_place_come_back_and_go(qtbot, viewer) -> None:
     assert viewer.layers["is 6"] is not kept
 
 
+def test_only_what_is_other_than_before_is_set(qtbot, viewer) -> None:
+    live, source = LiveLayers(viewer.window._qt_window, viewer), Source.of(viewer.layers["picture"])
+    told: list[str] = []
+
+    def show(number: int, scale: float, limits: tuple[float, float]) -> None:
+        place = {**source.place((scale, scale)), "contrast_limits": limits}
+        live.show("a", (np.full((48, 64), number), {"name": "a", **place}, "image"))
+
+    show(1, 1, (0, 9))
+    qtbot.waitUntil(lambda: not live.busy)
+    layer = viewer.layers["a"]
+    for name in ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name", "contrast_limits"):
+        getattr(layer.events, name).connect(lambda event: told.append(event.type))
+    show(2, 1, (0, 9))
+    assert (told, layer.data.max()) == ([], 2)
+    show(3, 2, (0, 5))
+    assert set(told) == {"scale", "contrast_limits"}
+    np.testing.assert_allclose(layer.scale, 2 * viewer.layers["picture"].scale)
+    assert layer.contrast_limits == [0, 5]
+
+
 def survey(teacher: int, student: int) -> Survey:
     """Networks with so many blocks, the maps of which say which block they are of."""
     value, arrays = {}, {}
