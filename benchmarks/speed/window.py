@@ -22,6 +22,9 @@ BEAT = 0.01  # seconds between two beats
 LIMIT = 600  # seconds
 SCROLL = 8.0  # seconds
 SIDE, DEPTH = 512, 100
+LEARNS = 15.0
+"""Seconds of a distillation that are watched."""
+PANELS = ("Models", "Distill", "Segment", "Token ranking", "Contourlet", "Legend")
 SAVE = """
 import sys
 from pathlib import Path
@@ -86,15 +89,107 @@ def segment(panel: Any) -> float:
     return wait(lambda: panel.work is None and not panel._results.busy)
 
 
+def of_the_panels(sheet: Sheet, viewer: Any) -> None:
+    """Open every panel and close it with the x of its dock, twice; the first time it is imported."""
+    for turn in ("first", "again"):
+        for name in PANELS:
+            panel, took = open_panel(viewer, name)
+            sheet.row(f"{name} panel opened, {turn}", f"{took:.0f} ms", "target < 300 ms")
+            panel.parent().title.close_button.click()
+            pause(0.5)
+
+
+def press(panel: Any, *layers: Any) -> float:
+    """Press the main button; returns milliseconds until all layers are there."""
+    panel.button.click()
+    return wait(lambda: panel.work is None and not any(live.busy for live in layers))
+
+
+def of_looking(sheet: Sheet, viewer: Any) -> None:
+    """Rank the tokens of the bundled pair, split into sub-bands, drag a gain."""
+    viewer.layers.clear()
+    viewer.add_image(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8), name="picture")
+    tokens, _ = open_panel(viewer, "Token ranking")
+    first = press(tokens, tokens._live)
+    times = sorted(press(tokens, tokens._live) for _ in range(5))
+    sheet.row(f"click to token maps, {SIDE} x {SIDE}, bundled pair, warm", f"{times[2]:.0f} ms", "target < 500 ms")
+    sheet.row("   with loading and making the layers", f"{first:.0f} ms", "")
+    tokens.parent().title.close_button.click()
+    bands, _ = open_panel(viewer, "Contourlet")
+    first = press(bands, bands._subbands)
+    times = sorted(press(bands, bands._subbands) for _ in range(5))
+    sheet.row(f"click to sub-bands, {SIDE} x {SIDE}, warm", f"{times[2]:.0f} ms", "target < 300 ms")
+    sheet.row("   with making the layers", f"{first:.0f} ms", "")
+    of_a_gain(sheet, viewer, bands)
+    bands.parent().title.close_button.click()
+
+
+def of_a_gain(sheet: Sheet, viewer: Any, bands: Any) -> None:
+    """Drag a gain to and fro for some seconds."""
+    from qtpy.QtCore import QTimer
+
+    slider, moves = bands.gains.sliders["lowpass"], [0]
+
+    def on() -> None:
+        moves[0] += 1
+        slider.setValue(50 + 5 * moves[0] % 200)
+
+    on()
+    wait(lambda: "Reconstruction" in viewer.layers and not bands._rebuilding.busy)
+    pause(1)
+    shown: list[float] = []
+    viewer.layers["Reconstruction"].events.data.connect(lambda: shown.append(time.perf_counter()))
+    timer, pulse = QTimer(interval=33), Pulse()
+    timer.timeout.connect(on)
+    timer.start()
+    pause(SCROLL)
+    timer.stop()
+    sheet.row("longest stall, dragging a gain", stalled(pulse), "target < 100 ms")
+    sheet.row("   reconstructions per second", f"{len(shown) / SCROLL:.1f}", "")
+
+
+def of_a_distillation(sheet: Sheet, viewer: Any, folder: Path) -> None:
+    """Distill the bundled teacher into a new student from drawn vessels."""
+    from qtpy.QtWidgets import QSpinBox
+
+    from rskd.phantom import write_phantoms
+
+    write_phantoms(folder / "data", count=5, size=128)
+    panel, _ = open_panel(viewer, "Distill")
+    panel.data.kind.setCurrentIndex(1)
+    panel.data.folders.images.set_path(folder / "data" / "images")
+    panel.data.folders.masks.set_path(folder / "data" / "masks")
+    panel.run.set_path(folder / "runs")
+    for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
+        panel.training.findChild(QSpinBox, name).setValue(value)
+    panel.student.setCurrentIndex(panel.student.findText("New: rskd-nano"))
+    pulse = Pulse()
+    panel.button.click()
+    wait(lambda: bool(panel.chart.losses) or panel.work is None)
+    starting = stalled(pulse)
+    pulse.lap()
+    pause(LEARNS)
+    sheet.row("longest stall while a distillation trains", stalled(pulse), "target < 100 ms")
+    sheet.row("   while it starts", starting, "")
+    panel.button.click()  # cancels
+    wait(lambda: panel.work is None)
+    panel.parent().title.close_button.click()
+
+
+def stalled(pulse: Pulse) -> str:
+    return f"{1000 * pulse.stall:.0f} ms ({1000 * pulse.busy:.0f} ms CPU)"
+
+
 def of_a_slice(sheet: Sheet, viewer: Any, panel: Any) -> None:
     viewer.add_image(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8), name="picture")
     segment(panel)
     times = [segment(panel) for _ in range(5)]
     inside = [float(words) for words in panel.status.text().split() if words.replace(".", "").isdigit()]
+    runtime = panel.status.text().rpartition(" with ")[2].rstrip(".")
     sheet.row(
         f"click to labels, {SIDE} x {SIDE}, retina-student, warm", f"{sorted(times)[2]:.0f} ms", "target < 500 ms"
     )
-    sheet.row("   of which the engine says it took", f"{1000 * inside[0]:.0f} ms", "")
+    sheet.row(f"   of which the engine says it took ({runtime})", f"{1000 * inside[0]:.0f} ms", "")
 
 
 def of_a_volume(sheet: Sheet, viewer: Any, panel: Any, model: Path) -> None:
@@ -108,8 +203,7 @@ def of_a_volume(sheet: Sheet, viewer: Any, panel: Any, model: Path) -> None:
     pulse.lap()
     took = segment(panel)
     pause(0.5)
-    value = f"{1000 * pulse.stall:.0f} ms ({1000 * pulse.busy:.0f} ms CPU)"
-    sheet.row(f"longest stall, {SIDE} x {SIDE} x {DEPTH}, rskd-nano", value, "target < 100 ms")
+    sheet.row(f"longest stall, {SIDE} x {SIDE} x {DEPTH}, rskd-nano", stalled(pulse), "target < 100 ms")
     sheet.row("   of which the window idle; the whole took", f"{1000 * idle:.0f} ms; {took / 1000:.0f} s", "")
 
 
@@ -128,7 +222,7 @@ def of_the_preview(sheet: Sheet, viewer: Any, panel: Any, model: Path) -> None:
     steps, began = scroll(viewer, 1000)
     rate = len([moment for moment in shown if moment > began]) / SCROLL
     sheet.row("live preview, 256 x 256, rskd-nano, while scrolling", f"{rate:.1f} per second", "target >= 15")
-    sheet.row("   steps per second; longest stall", f"{steps:.1f}; {1000 * pulse.stall:.0f} ms", "")
+    sheet.row("   steps per second; longest stall", f"{steps:.1f}; {stalled(pulse)}", "target < 100 ms")
     panel.live.click()
 
 
@@ -170,13 +264,16 @@ def main(sheet: Sheet) -> None:
     panel, first = open_panel(viewer, "Segment")
     sheet.row("from the menu to a usable panel, in a fresh napari", f"{first:.0f} ms", "target < 1000 ms")
     viewer.window.remove_dock_widget(panel)
-    panel, again = open_panel(viewer, "Segment")
-    sheet.row("Segment panel opened again", f"{again:.0f} ms", "target < 300 ms")
+    of_the_panels(sheet, viewer)
+    panel, _ = open_panel(viewer, "Segment")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "nano.safetensors"
         subprocess.run([sys.executable, "-c", SAVE, str(model)], check=True)
         of_a_slice(sheet, viewer, panel)
         of_the_preview(sheet, viewer, panel, model)
         of_a_volume(sheet, viewer, panel, model)
+        viewer.window.remove_dock_widget(panel)
+        of_looking(sheet, viewer)
+        of_a_distillation(sheet, viewer, Path(folder))
     viewer.close()
     _job.shut_down()
