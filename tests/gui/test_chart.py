@@ -9,8 +9,10 @@ from rskd.events import Epoch, Message, Reference, Step
 
 def pixels(chart: Chart) -> np.ndarray:
     image = chart.picture.toImage().convertToFormat(QImage.Format.Format_RGBA8888)
-    data = image.constBits().asstring(image.sizeInBytes())
-    return np.frombuffer(data, np.uint8).reshape(image.height(), image.width(), 4)
+    bits = image.constBits()
+    if hasattr(bits, "setsize"):  # PyQt6 does not say how much there is
+        bits.setsize(image.sizeInBytes())
+    return np.frombuffer(bits, np.uint8).reshape(image.height(), image.width(), 4).copy()
 
 
 def filled(qtbot, viewer) -> Chart:

@@ -173,7 +173,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
         grid = viewer.layers[f"Token importance ({role})"]
         assert grid.data.sum() == pytest.approx(1, abs=1e-3)
         np.testing.assert_allclose(corners(grid, grid.data.shape), corners(picture, (SIZE, SIZE)), atol=1e-9)
-    assert "Agreement" in tokens.agreement.text()
+    qtbot.waitUntil(lambda: "Agreement" in tokens.agreement.text(), timeout=LONG)
 
     contourlet = open_panel("Contourlet")
     before = len(viewer.layers)
