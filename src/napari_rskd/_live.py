@@ -23,8 +23,8 @@ TABLES = {"features", "metadata"}
 
 def _same(one: Any, other: Any) -> bool:
     """Tell whether a layer lies as it did: napari draws it again for every attribute that is set, equal or not."""
-    values = (np.asarray(getattr(value, "affine_matrix", value)) for value in (one, other))
-    return bool(np.array_equal(*values))
+    before, after = (np.asarray(getattr(value, "affine_matrix", value)) for value in (one, other))
+    return bool(np.array_equal(before, after))
 
 
 def after_drawing(parent: QObject, act: Callable[[], object]) -> None:
