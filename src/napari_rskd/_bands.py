@@ -26,8 +26,8 @@ class BandGains(QWidget):
         self._grid.setColumnStretch(1, 1)
         self.switches: dict[str, QCheckBox] = {}
         self.sliders: dict[str, QSlider] = {}
-        self.reset = QPushButton("All at 1", toolTip="Switch every sub-band on and set its gain to 1.")
-        self.none = QPushButton("All off", toolTip="Switch every sub-band off, to add them one by one.")
+        self.reset = QPushButton("All at 1", self, toolTip="Switch every sub-band on and set its gain to 1.")
+        self.none = QPushButton("All off", self, toolTip="Switch every sub-band off, to add them one by one.")
         self.reset.clicked.connect(lambda: self._set_all(True))
         self.none.clicked.connect(lambda: self._set_all(False))
 
