@@ -1,4 +1,4 @@
-"""How large the classes of a Labels layer are by now, counted off the window's thread."""
+"""How large the classes of a Labels layer are by now, at the time in view, counted off the window's thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sizes(QObject):
         self._layer = layer
         self._timer = QTimer(self, singleShot=True)
         self._timer.timeout.connect(self._count)
-        self._slice = layer._slice_input
+        self._seen = (layer._slice_input, self._moment())
         for event, react in self._events():
             event.connect(react)
         self._timer.start(0)
@@ -54,21 +54,32 @@ class Sizes(QObject):
         return [(events.paint, self._changed), (events.data, self._changed), (events.set_data, self._drawn)]
 
     def words(self, voxels: int) -> str:
-        """Return a number of voxels as volume or area; there is none where the labels change with time."""
+        """Return a number of voxels as volume or area; there is none where all times are seen at once."""
         scan = scan_of_labels(self._layer)
-        return "–" if "t" in scan.axes else extent_words(voxels, scan)
+        return "–" if "t" in scan.axes and self._moment() is None else extent_words(voxels, scan)
+
+    def _moment(self) -> tuple[int, int] | None:
+        """Return the axis of time and the place on it that is in view, if there is one."""
+        axis = scan_of_labels(self._layer).axes.find("t")
+        if axis < 0 or np.isnan(point := self._layer._data_slice.point[axis]):
+            return None
+        return axis, min(max(round(point), 0), self._layer.data.shape[axis] - 1)
 
     def _changed(self, event: object = None) -> None:
         self._timer.start(_PAUSE)
 
     def _drawn(self, event: object) -> None:
-        """Count again unless another slice was drawn: undo and redo tell no more than this, nor does a preview."""
-        before, self._slice = self._slice, self._layer._slice_input
-        if before == self._slice:
+        """Count again unless just another slice was drawn: undo and redo tell no more than this, nor does a preview."""
+        before, self._seen = self._seen, (self._layer._slice_input, self._moment())
+        if before == self._seen or before[1] != self._seen[1]:
             self._changed()
 
     def _count(self) -> None:
-        aside(count, self._layer.data).add_done_callback(self._counted)
+        data = self._layer.data
+        if (moment := self._moment()) is not None:
+            axis, place = moment
+            data = data[(slice(None),) * axis + (place,)]
+        aside(count, data).add_done_callback(self._counted)
 
     def _counted(self, future: Future[list[int]]) -> None:
         with suppress(RuntimeError):  # the legend was closed meanwhile

@@ -9,8 +9,10 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QColorDialog
 
 from napari_rskd._layers import segmentation_layers
+from napari_rskd._readers import layer_of
 from napari_rskd._source import Source, add_layer
 from napari_rskd.legend import LegendWidget
+from rskd.scan import Scan
 
 SOON = 10_000
 CLASSES = [
@@ -51,6 +53,26 @@ def names(legend: Any) -> list[str]:
 
 def sizes(legend: Any) -> list[str]:
     return [row.fields["size"].text() for row in legend.rows]
+
+
+def test_of_labels_that_change_with_time_it_tells_the_sizes_in_view(qtbot, engine, viewer, open_panel) -> None:
+    viewer.layers.clear()
+    beating = Scan(np.zeros((3, 4, 10, 20), np.float32), "tzyx", spacing=(5, 0.5, 0.25), units="mm")
+    data, options, kind = layer_of(beating)
+    scan = add_layer(viewer, (data, options, kind))
+    labels = np.zeros(beating.data.shape, np.uint8)
+    for time in range(3):
+        labels[time, :, :5, : 4 * (time + 1)] = 1
+    facts = {"image": str(scan.unique_id), "where": "", "model": "m"}
+    places = segmentation_layers(
+        {"labels": labels}, CLASSES[:2], Source.of(scan), by="student", axes="tzyx", made_from=facts
+    )
+    add_layer(viewer, places[0])
+    viewer.dims.set_current_step(0, 0)
+    legend = open_panel("Legend")
+    for time, size in ((0, "0.05 ml"), (2, "0.15 ml"), (1, "0.1 ml")):
+        viewer.dims.set_current_step(0, time)
+        qtbot.waitUntil(lambda size=size: sizes(legend) == [size], timeout=SOON)
 
 
 def test_it_tells_volumes_and_follows_what_is_painted(qtbot, engine, viewer, result, open_panel) -> None:

@@ -22,6 +22,7 @@ from rskd.events import Message
 from rskd.io import read_labels, read_scan, write_image
 from rskd.jobs import BatchJob, Outcome
 from rskd.scan import Scan
+from tests.io.test_dicom import series
 
 SOON = 60_000
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
@@ -388,3 +389,27 @@ def test_a_file_that_the_completed_name_would_replace_is_asked_about(
         click(qtbot, button)
         qtbot.waitUntil(lambda f=file: f.read_bytes() != b"somebody else's", timeout=SOON)
         asked.clear()
+
+
+def test_labels_of_a_dicom_series_are_saved_as_a_dicom_segmentation(
+    qtbot, viewer, panel, monkeypatch, tmp_path
+) -> None:
+    data, options, _ = layer_of(read_scan(series(tmp_path / "scan")))
+    viewer.layers.clear()
+    viewer.add_image(data, **options)
+    segment(qtbot, panel)
+    asked: list[str] = []
+
+    def dialog(parent: Any, title: str, suggested: str, lines: str) -> tuple[str, str]:
+        asked.append(suggested)
+        return str(tmp_path / "saved"), lines.split(";;")[0]
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
+    click(qtbot, panel.save_button)
+    qtbot.waitUntil(lambda: panel.status.text() == "Saved as saved.dcm.", timeout=SOON)
+    assert asked[0].endswith("_segmentation.dcm")
+    saved, source = read_scan(tmp_path / "saved.dcm"), read_scan(tmp_path / "scan")
+    assert (saved.meaning, saved.modality) == ("labels", "SEG")
+    np.testing.assert_allclose(saved.affine, source.affine, atol=1e-6)
+    np.testing.assert_array_equal(saved.data, viewer.layers["Vessel (student)"].data)
