@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rskd.errors import ModelError, ParameterError
-from rskd.importance import attention_sites, observe_attention, observe_features
+from rskd.importance import attention_sites, columns, observe_attention, observe_features, watch
 
 SMALL_VIT = {"img_size": 64, "depth": 3, "embed_dim": 48, "num_heads": 3}
 SMALL_SWIN = {"depths": (2, 2), "embed_dim": 24, "num_heads": (1, 2)}
@@ -76,6 +76,30 @@ def test_received_equals_explicit_attention(family):
     assert oracle.worst_error(model, pictures) <= 1e-5
     linear = 1e-6 if "linear" in family else 1e-12  # timm computes linear attention in float32
     assert oracle.worst_error(model.double(), pictures.double()) <= linear
+
+
+@pytest.mark.parametrize("family", ["class token", "BEiT", "EVA, rotary", "SAM, windows and global"])
+def test_computed_together_with_the_attention_it_is_the_same(family, monkeypatch):
+    together: list[Tensor] = []
+
+    def attend(*args: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        out, mean = columns.attend(*args, **options)
+        together.append(mean)
+        return out, mean
+
+    name, options = FAMILIES[family]
+    model, pictures = oracle.build(name, **options)
+    with torch.no_grad(), observe_attention(model) as apart:
+        plain = model(pictures)
+    monkeypatch.setattr(watch, "MERGED_FROM", 1)
+    monkeypatch.setattr(watch, "attend", attend)
+    with torch.no_grad(), observe_attention(model) as seen:
+        merged = model(pictures)
+    assert len(together) == len(seen) == len(apart)
+    assert torch.allclose(merged, plain, rtol=0, atol=1e-5)
+    for block, importance in apart.items():
+        assert torch.allclose(seen[block].scores, importance.scores, rtol=1e-5, atol=0)
+    assert oracle.worst_error(model, pictures) <= 1e-5
 
 
 @pytest.mark.parametrize("family", ["class token", "EVA, rotary", "BEiT"])

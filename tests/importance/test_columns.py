@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rskd.importance.columns import CPU_TILE, column_sums
+from rskd.importance.columns import CPU_TILE, attend, column_sums
 from rskd.importance.weights import Explicit, Fused, Linear
 
 
@@ -112,3 +112,14 @@ def test_fused_and_explicit_attention_answer_alike():
     for query in (0, 3, 6):
         assert torch.allclose(fused.row(query), explicit.row(query), rtol=0, atol=1e-12)
     assert torch.allclose(fused.columns(shares), explicit.columns(shares), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 1, 1, 11), (1, 3, 7, 11)])
+@pytest.mark.parametrize("tile", [1, 77, None])
+def test_output_and_mean_of_the_rows_from_the_same_weights(tile, bias_shape):
+    q, k, v = heads(2, 3, 7, 5), heads(2, 3, 11, 5, seed=1), heads(2, 3, 11, 4, seed=2)
+    bias = None if bias_shape is None else heads(*bias_shape, seed=3)
+    out, mean = attend(q, k, v, scale=0.7, bias=bias, tile=tile)
+    expected = dense(q, k, 0.7, bias)
+    assert torch.allclose(out, expected @ v, rtol=0, atol=1e-12)
+    assert torch.allclose(mean, expected.mean(2), rtol=0, atol=1e-12)

@@ -2,7 +2,9 @@
 
 Nothing in the model is changed and fused attention stays on: a `TorchFunctionMode` sees the final queries, keys and
 bias of every ``scaled_dot_product_attention`` (or the softmax of a model that writes its attention out) between the
-entry and the exit of an attention module, and the importance is computed there, tile by tile.
+entry and the exit of an attention module, and the importance is computed there, tile by tile. One exception: from
+`watch.MERGED_FROM` on, a float32 attention on a CPU without gradients is computed in the same tiles as its "received"
+importance, so that queries and keys are multiplied once; the output is the same to rounding.
 """
 
 from __future__ import annotations
@@ -163,7 +165,7 @@ def observe_attention(
             if reason := _sites.refusal(site):
                 raise _sites.refuse(site, reason)
         observation = AttentionObservation(definition, heads, wanted)
-        watch = Watch(model, observation.record)
+        watch = Watch(model, observation.record, means=definition.startswith("received"))
         for handle in watch.hooks(watched):
             stack.callback(handle.remove)
         yield observation

@@ -38,6 +38,8 @@ class Fused:
     v: Tensor
     scale: float
     bias: Tensor | None = None
+    mean: Tensor | None = None
+    """Mean of the rows (B, h, Nk), where the attention itself was computed together with it."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -46,6 +48,8 @@ class Fused:
 
     def columns(self, weights: Tensor | None = None) -> Tensor:
         """Return Σ_i w_i A_ij, tile by tile."""
+        if weights is None and self.mean is not None:
+            return self.mean
         return column_sums(self.q, self.k, scale=self.scale, bias=self.bias, weights=weights)
 
     def row(self, query: int) -> Tensor:
