@@ -93,6 +93,8 @@ class Study(Config):
         options = method(own.base).model_dump()
         for changes in layers if tuned is own else [*layers, own.changes]:
             options = _merged(options, changes)
+        if not self.masks:
+            options["task"] = 0.0  # there is nothing but the teacher to learn from
         return DistillOptions.model_validate(options)
 
 

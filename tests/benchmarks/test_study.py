@@ -123,6 +123,14 @@ def test_a_study_after_another_uses_its_teachers_and_its_choice(workplace: Workp
     assert found["validation"] != chosen["validation"]
 
 
+def test_without_masks_the_teacher_alone_is_learned_from(workplace: Workplace) -> None:
+    list(run_study(Study.model_validate(TUNED | {"seeds": [0]}), workplace, minutes=10))
+    later = Study.model_validate(TUNED | {"seeds": [0], "name": "none", "after": "tiny", "masks": 0.0})
+    assert all("test Dice" in said for said in run_study(later, workplace, minutes=10))
+    result = json.loads(workplace.result(later, Unit("kd", 0)).read_text())
+    assert result["recipe"]["distillation"]["task"] == 0
+
+
 def test_the_teacher_has_a_budget_of_its_own_if_one_is_given(workplace: Workplace) -> None:
     training = {"epochs": 2, "steps_per_epoch": 1, "batch_size": 2}
     study = Study.model_validate(STUDY | {"seeds": [0], "arms": {}, "teaching": training})
