@@ -138,14 +138,14 @@ def read_stored(study: Study, results: Path) -> Stored | None:
     ValueError
         If the results are of different cases, or of a data set whose patients are listed but without one of its cases.
     """
-    place = results / study.name
     found: dict[str, dict[int, Result]] = {}
     for arm in (TEACHER, *study.arms):
+        place = results / (study.origin if arm == TEACHER else study.name)
         paths = {seed: place / f"{arm}-{seed}.json" for seed in study.seeds}
         by_seed = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
         if by_seed:
             found[arm] = by_seed
-    if not found:
+    if not found.keys() & study.arms.keys() and (study.after or not found):
         return None
     listed = results / PATIENTS.name
     patients = json.loads(listed.read_text()).get(study.dataset, {}) if listed.exists() else {}
