@@ -131,7 +131,7 @@ class Stored:
 
 
 def read_stored(study: Study, results: Path) -> Stored | None:
-    """Return what is stored of a study; None if nothing is.
+    """Return what is stored of a study, and of the teachers that it uses; None if nothing of its own is.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def read_stored(study: Study, results: Path) -> Stored | None:
         by_seed = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
         if by_seed:
             found[arm] = by_seed
-    if not found.keys() & study.arms.keys() and (study.after or not found):
+    if not found or (study.after and found.keys() == {TEACHER}):
         return None
     listed = results / PATIENTS.name
     patients = json.loads(listed.read_text()).get(study.dataset, {}) if listed.exists() else {}

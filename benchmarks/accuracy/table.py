@@ -171,7 +171,7 @@ def overview(studies: Sequence[Stored]) -> str:
     heads += ["gap closed", *(f"{part} adds" for part in PARTS)]
     told = [stored for stored in studies if {TEACHER, RSKD} <= set(stored.results)]
     rows = [_overview_row(stored) for stored in told]
-    full = [stored for stored in told if not stored.study.name.endswith(SMALL)]
+    full = [stored for stored in told if stored.study.after is None and not stored.study.name.endswith(SMALL)]
     if len(full) > 1:
         means = [_mean_of([gap_closed(stored, RSKD) for stored in full], _share)]
         means += [_mean_of([_added(stored, arm) for stored in full], _signed) for arm in PARTS.values()]
@@ -180,8 +180,8 @@ def overview(studies: Sequence[Stored]) -> str:
         "Mean ± sample deviation of the test Dice over the seeds. *Above all others*: RSKD's mean is above that of the "
         "student alone and of every published method, each on the seeds that both have. *Gap closed*: share of the way "
         "from the student alone to the teacher, where these are further apart than twice the larger of their standard "
-        "deviations. *Adds*: RSKD less RSKD without this part. *Mean*: of the studies whose name does not end in "
-        f"`{SMALL}`, as far as they have a value."
+        "deviations. *Adds*: RSKD less RSKD without this part. *Mean*: of the studies with all masks whose name does "
+        f"not end in `{SMALL}`, as far as they have a value: every data set counts once."
     )
     return f"{markdown(heads, rows)}\n\n{words}\n"
 

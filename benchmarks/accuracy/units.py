@@ -72,7 +72,7 @@ def run_study(study: Study, workplace: Workplace, *, minutes: float) -> Iterator
             yield f"{unit.name}: interrupted after {minutes:g} minutes; call again to go on."
             return
         _store(workplace.result(study, unit), result)
-        best = max(score for score in result["validation"])
+        best = max(result["validation"])
         tested = f", test Dice {_mean(result['dice']):.4f}" if "dice" in result else ""
         yield f"{unit.name}: validation Dice {best:.4f}{tested}, {result['seconds']:.0f} s"
 

@@ -112,6 +112,21 @@ def test_the_mean_of_the_overview_leaves_out_first_trials(results: Path) -> None
     assert "| mean |" not in overview([made, small])
 
 
+def test_a_study_after_another_has_its_teachers_and_counts_in_no_mean(results: Path) -> None:
+    later = STUDY.model_copy(update={"name": "later", "after": STUDY.name, "masks": 0.2})
+    assert read_stored(later, results) is None  # the teachers alone are nothing of its own
+    for arm in ("alone", "kd", "rskd"):
+        for path in (results / STUDY.name).glob(f"{arm}-*.json"):
+            (results / "later").mkdir(exist_ok=True)
+            (results / "later" / path.name).write_text(path.read_text())
+    found, first = read_stored(later, results), read_stored(STUDY, results)
+    assert found
+    assert first
+    assert found.results["teacher"] == first.results["teacher"]
+    assert "| mean |" not in overview([first, found])
+    assert "| mean |" in overview([first, replace(first, study=STUDY.model_copy(update={"name": "other"}))])
+
+
 def test_a_study_without_masks_has_no_student_alone(results: Path) -> None:
     made = read_stored(STUDY, results)
     less = replace(made, results={arm: found for arm, found in made.results.items() if arm != "alone"})

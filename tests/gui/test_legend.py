@@ -55,6 +55,20 @@ def sizes(legend: Any) -> list[str]:
     return [row.fields["size"].text() for row in legend.rows]
 
 
+def test_a_row_fits_into_a_dock_of_300_pixels(qtbot, engine, viewer, open_panel) -> None:
+    viewer.layers.clear()
+    picture = viewer.add_image(np.zeros((300, 300)), name="Fundus")
+    facts = {"image": str(picture.unique_id), "where": "", "model": "m"}
+    labels = {"labels": np.ones((300, 300), np.uint8)}
+    places = segmentation_layers(labels, CLASSES[:2], Source.of(picture), by="student", axes="yx", made_from=facts)
+    add_layer(viewer, places[0])
+    legend = open_panel("Legend")
+    qtbot.waitUntil(lambda: sizes(legend) == ["90000 pixels"], timeout=SOON)
+    margins = legend.layout().contentsMargins()
+    assert legend.minimumWidth() <= 300
+    assert legend._body.minimumSizeHint().width() <= 300 - margins.left() - margins.right()
+
+
 def test_of_labels_that_change_with_time_it_tells_the_sizes_in_view(qtbot, engine, viewer, open_panel) -> None:
     viewer.layers.clear()
     beating = Scan(np.zeros((3, 4, 10, 20), np.float32), "tzyx", spacing=(5, 0.5, 0.25), units="mm")
