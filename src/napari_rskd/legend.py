@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QPushButton,
     QScrollArea,
+    QSizePolicy,
     QSlider,
     QVBoxLayout,
     QWidget,
@@ -33,7 +34,8 @@ from napari_rskd._sizes import Sizes
 from napari_rskd._source import is_result, itself
 
 NOTHING = "Segment an image: its classes are listed here, with their colours and sizes."
-TITLES = ("Show", "", "Class", "Size", "Fade", "Lock")
+TITLES = {"Show": 0, "Class": 2, "Size": 3, "Fade": 4, "Lock": 5}
+"""By their column; the first stands over the colour as well."""
 SWATCH = 18
 
 
@@ -96,6 +98,7 @@ class LegendWidget(Docked):
         for widget in (self.title, area, self.status, text(NOT_FOR_DIAGNOSIS, name="note")):
             column.addWidget(widget)
         self.setMinimumWidth(WIDTH)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
         watch_layers(self.viewer, self, self.refresh)
         selection = self.viewer.layers.selection.events.active
         selection.connect(self.refresh)
@@ -121,8 +124,8 @@ class LegendWidget(Docked):
             self._grid.takeAt(index).widget().deleteLater()
         self.rows = [row for layer in layers for row in rows_of(layer)]
         if self.rows:
-            for column, title in enumerate(TITLES):
-                self._grid.addWidget(QLabel(title), 0, column)
+            for title, column in TITLES.items():
+                self._grid.addWidget(QLabel(title), 0, column, 1, 2 if column == 0 else 1)
         for number, row in enumerate(self.rows, 1):
             self._add(row, number)
         for layer in layers:
@@ -151,6 +154,7 @@ class LegendWidget(Docked):
         name, size = QLabel(row.name), QLabel("…")
         size.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         name.setMinimumWidth(10)
+        name.setWordWrap(True)
         row.fields = dict(zip(("shown", "swatch", "name", "size", "opacity", "lock"),
                               (shown, swatch, name, size, opacity, lock), strict=True))  # fmt: skip
         tips = (f"Show or hide {row.name}", f"Colour of {row.name}: click to choose another", row.name, "",
