@@ -13,6 +13,7 @@ Three properties of Qt worker threads are met here once and for all:
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import threading
 import time
@@ -96,7 +97,22 @@ _ASIDE = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rskd-aside")
 
 def aside(function: Callable[..., T], *arguments: Any) -> Future[T]:
     """Compute something small in a thread of this process, one after the other; for what would jerk the window."""
-    return _ASIDE.submit(function, *arguments)
+    return _ASIDE.submit(_uncollected, function, *arguments)
+
+
+def _uncollected(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function while no cycles are collected.
+
+    Python collects in whatever thread asks for memory; of a closed window that would be pictures, fonts and icons, which
+    Qt lets go of in the thread of the window alone.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return function(*arguments)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _started(engine: Engine) -> Engine:

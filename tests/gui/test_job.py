@@ -1,5 +1,6 @@
 """A job in the background: what it yields, how it ends, and that nothing that goes wrong is lost."""
 
+import gc
 import threading
 import time
 from typing import Any
@@ -185,3 +186,29 @@ def test_napari_knows_the_job_and_its_quit_cancels_it(qtbot, engine, viewer) -> 
     assert not tasks.is_busy()
     assert engine.made[0].closed == 1
     assert set() == _job._ALIVE
+
+
+def test_what_a_closed_window_leaves_is_never_collected_aside() -> None:
+    ended: list[str] = []
+
+    class Icon:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            ended.append(threading.current_thread().name)
+
+    def draw() -> int:
+        return len([[n] for n in range(100_000)])  # far more than after which Python collects
+
+    gc.collect()
+    Icon()
+    assert _job.aside(draw).result() == 100_000
+    assert gc.isenabled()
+    gc.collect()
+    assert ended == [threading.current_thread().name]
+
+
+def test_an_error_aside_leaves_the_collector_as_it_was() -> None:
+    assert isinstance(_job.aside(int, "no number").exception(), ValueError)
+    assert gc.isenabled()
