@@ -49,7 +49,7 @@ def main(source: Path, runs: Path) -> None:
             student=str(runs / "student.json"),
             data=data,
             run=runs / "student",
-            training=training,
+            training=training.model_copy(update={"epochs": 40}),
             distillation=DistillOptions(),
         )
     )
@@ -86,8 +86,8 @@ def teacher_spec() -> ModelSpec:
 
 def student_spec() -> ModelSpec:
     """Return the student's description."""
-    small = {"embed_dim": 48, "depth": 3, "patch_size": 8, "stem_widths": (6, 12, 16), "decoder_width": 16}
-    return fresh_spec("rskd-nano", in_channels=1, classes=CLASSES).model_copy(update=small | {"image_size": 64})
+    fine = {"patch_size": 8, "stem_widths": (16, 16, 32), "decoder_width": 32}
+    return fresh_spec("rskd-nano", in_channels=1, classes=CLASSES).model_copy(update=fine | {"image_size": 64})
 
 
 if __name__ == "__main__":

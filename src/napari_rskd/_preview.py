@@ -33,7 +33,7 @@ class PreviewBox(QWidget):
         self._at = 0
         self._image = QImage()
         self.picture = QLabel(alignment=Qt.AlignmentFlag.AlignCenter, objectName="preview")
-        self.picture.setMinimumSize(1, 1)
+        self.picture.setMinimumWidth(1)
         self.title = QLabel()
         self.back = QToolButton(arrowType=Qt.ArrowType.LeftArrow, toolTip="The image before.")
         self.next = QToolButton(arrowType=Qt.ArrowType.RightArrow, toolTip="The next image.")
@@ -84,6 +84,7 @@ class PreviewBox(QWidget):
         pixmap = QPixmap.fromImage(self._image.scaled(room, Qt.AspectRatioMode.KeepAspectRatio, smooth))
         pixmap.setDevicePixelRatio(zoom)
         self.picture.setPixmap(pixmap)
+        self.picture.setFixedHeight(round(pixmap.height() / zoom))  # where there is no room, the panel scrolls
 
     def resizeEvent(self, event: Any) -> None:  # noqa: N802
         super().resizeEvent(event)

@@ -417,6 +417,20 @@ def test_pictures_of_the_run_are_leafed_through_and_shown_large(qtbot, engine, v
     assert cockpit.comparison.text() == "<p>The student has <b>2</b> parameters.</p>"
 
 
+def test_a_picture_of_the_run_keeps_its_height_where_the_panel_is_full(qtbot, engine, viewer, cockpit, tmp_path) -> None:
+    viewer.window.resize(900, 600)
+    cockpit.data.kind.setCurrentIndex(1)  # without a text that wraps, Qt gives every widget its least height
+    Picture.new("RGB", (90, 400), (60, 0, 0)).save(tmp_path / "01.png")
+    cockpit.preview.look(tmp_path)
+    cockpit.chart.add(STEPS[0])
+    qtbot.waitUntil(cockpit.preview.picture.isVisible)
+    qtbot.wait(100)
+    picture = cockpit.preview.picture
+    shown = picture.pixmap().height() / picture.devicePixelRatioF()
+    assert shown > 300
+    assert picture.height() >= shown - 1
+
+
 def interrupted_run(runs: Path, *, step: int = 7, name: str = "2026-01-02 rskd-nano") -> RunFolder:
     """A run folder as a process that was killed leaves it."""
     data = DataOptions(images=runs / "images")
