@@ -16,6 +16,7 @@ from rskd.decompose import shown_bands, split
 from rskd.errors import ModelError, ParameterError
 from rskd.events import Progress, Task
 from rskd.importance import feature_stages, observe_features
+from rskd.importance.until import run_until
 from rskd.jobs import Outcome
 from rskd.models.segmenter import Segmenter, tokens_to_map
 from rskd.rank import prepare
@@ -89,13 +90,13 @@ def observe_map(model: Segmenter, image: Tensor, options: FeatureMapOptions) -> 
                 level, module = _stem_level(model, options.level)
                 where = f"stem, level {level}"
                 stack.callback(module.register_forward_hook(lambda m, i, output: seen.append(output)).remove)
-                model(image)
+                run_until(model, image, [module])
             else:
-                count = len(feature_stages(model))
+                stages = feature_stages(model)
                 found = stack.enter_context(observe_features(model, [options.level]))
-                model(image)
+                run_until(model, image, [stages[options.level].module])
                 ((level, features),) = found.items()
-                where = f"encoder, stage {level} of 0 to {count - 1}"
+                where = f"encoder, stage {level} of 0 to {len(stages) - 1}"
                 seen.append(tokens_to_map(features.tokens, features.grid))
     finally:
         model.train(was_training)

@@ -32,9 +32,11 @@ from rskd.importance import (
     observe_features,
     rank_tokens,
 )
+from rskd.importance.attention import observed_modules
 from rskd.importance.features import FEATURE_DEFINITIONS
 from rskd.importance.ranking import top_count
 from rskd.importance.sites import refusal, resolve_blocks
+from rskd.importance.until import run_until
 from rskd.io.files import replacing
 from rskd.jobs import Outcome
 from rskd.models.normalise import normalise
@@ -163,7 +165,7 @@ def _observe(model: Segmenter, scan: Scan, definition: str, blocks: list[int] | 
         if definition == "grad":
             return _gradient(model, image, blocks)
         with torch.no_grad(), observe_attention(model, blocks, definition=definition, heads="all") as observation:
-            model(image)
+            run_until(model, image, observed_modules(model, blocks, definition))
             return {block: _with_heads(found) for block, found in observation.items()}
 
 

@@ -17,7 +17,8 @@ from rskd.events import Progress, Task
 from rskd.importance import TokenImportance, agreement, align, rank_tokens
 from rskd.importance.deletion import deletion_check, overlapping_certainty
 from rskd.importance.ranking import agreement_curves
-from rskd.importance.rows import observe_rows
+from rskd.importance.rows import observe_rows, row_sites
+from rskd.importance.until import run_until
 from rskd.jobs import Outcome
 from rskd.models.segmenter import Segmenter
 from rskd.rank import choose_blocks, evaluating, observe, observe_all, prepare
@@ -87,7 +88,7 @@ def attend(models: Mapping[str, Segmenter], scan: Scan, at: tuple[float, float])
         image = prepare(model, scan)
         size = (image.shape[-2], image.shape[-1])
         with evaluating(model), torch.no_grad(), observe_rows(model, shares, image=size) as found:
-            model(image)
+            run_until(model, image, [site.module for site in row_sites(model)])
         return found
 
     return (yield from _every_block(models, scan, rows))

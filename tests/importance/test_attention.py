@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from rskd.errors import ModelError, ParameterError
 from rskd.importance import attention_sites, columns, observe_attention, observe_features, watch
+from rskd.importance.attention import observed_modules
+from rskd.importance.until import run_until
 
 SMALL_VIT = {"img_size": 64, "depth": 3, "embed_dim": 48, "num_heads": 3}
 SMALL_SWIN = {"depths": (2, 2), "embed_dim": 24, "num_heads": (1, 2)}
@@ -100,6 +102,59 @@ def test_computed_together_with_the_attention_it_is_the_same(family, monkeypatch
     for block, importance in apart.items():
         assert torch.allclose(seen[block].scores, importance.scores, rtol=1e-5, atol=0)
     assert oracle.worst_error(model, pictures) <= 1e-5
+
+
+@pytest.mark.parametrize("definition", ["received", "at"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_that_ends_early_has_seen_the_same(family, definition):
+    name, options = FAMILIES[family]
+    model, pictures = oracle.build(name, **options)
+    ends: list[nn.Module] = []
+    model.register_forward_hook(lambda module, args, out: ends.append(module))
+    every = [site.index for site in attention_sites(model)] if definition == "received" else None
+    for blocks in (every, [0]):
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition, heads="all") as whole:
+            model(pictures)
+        expected = dict(whole.items())
+        assert ends.pop() is model
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition, heads="all") as early:
+            run_until(model, pictures, observed_modules(model, blocks, definition))
+        assert not ends
+        assert list(early) == list(expected)
+        for block, importance in early.items():
+            assert torch.equal(importance.scores, expected[block].scores)
+
+
+@pytest.mark.parametrize("definition", ["rollout", "cls", "cls_value", "received_value", "feature_norm"])
+def test_every_definition_is_known_when_what_is_observed_has_run(definition):
+    model = small_vit().eval()
+    for blocks in ([0, 1], [-1]):
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition) as whole:
+            model(images())
+        with torch.no_grad(), observe_attention(model, blocks, definition=definition) as early:
+            run_until(model, images(), observed_modules(model, blocks, definition))
+        for block, importance in whole.items():
+            assert torch.equal(early[block].scores, importance.scores)
+        assert len(early) == len(whole) == len(blocks)
+
+
+def test_a_pass_that_ends_early_leaves_nothing_behind():
+    model = small_vit().eval()
+    expected = model(images())
+    with torch.no_grad(), observe_attention(model, [0]):
+        run_until(model, images(), observed_modules(model, [0], "received"))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(model(images()), expected)
+    with pytest.raises(AssertionError, match="Input height"):
+        run_until(model, images(side=40), [model.blocks[0]])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_never_runs_is_not_waited_for():
+    model, ends = small_vit().eval(), []
+    model.register_forward_hook(lambda module, args, out: ends.append(module))
+    run_until(model, images(), [model.blocks[0], nn.Identity()])
+    assert ends == [model]
 
 
 @pytest.mark.parametrize("family", ["class token", "EVA, rotary", "BEiT"])

@@ -18,12 +18,14 @@ from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ModelError
 from rskd.events import Message, drain
 from rskd.export import export
+from rskd.importance import observe_attention
 from rskd.io import write_image
 from rskd.jobs import BatchJob, DistillJob, ExportJob
 from rskd.models import foreign, weights
 from rskd.models.presets import student_spec
 from rskd.models.segmenter import Segmenter
 from rskd.networks import Networks, inspect
+from rskd.rank import observe_all, prepare
 from rskd.recipe import fingerprint
 from rskd.report.story import Story
 from rskd.run import run
@@ -164,6 +166,19 @@ def test_smp_answers_and_shows_its_stages(tmp_path, images):
     ranked = DistillOptions.model_validate({"ranking": {"definition": "at"}})
     assert feasible(ranked, found) == (ranked, [])
     assert "ranking" in Objective(student, found, ranked)(images, torch.zeros(3, 64, 64, dtype=torch.int64))
+
+
+def test_tokens_of_an_smp_network_are_looked_at_without_its_decoder(tmp_path):
+    of_smp(tmp_path / "unet.pt")
+    found, scan = weights.load(tmp_path / "unet.pt"), Scan(np.random.default_rng(0).normal(size=(64, 64)), "yx")
+    with torch.no_grad(), observe_attention(found, definition="at") as seen:
+        found(prepare(found, scan))
+    expected = {block: importance.scores for block, importance in seen.items()}
+    (network,) = found._network
+    network.decoder = nn.Identity()  # which does not take the maps of the encoder
+    early = observe_all(found, scan, "at")
+    assert len(early) == len(expected) == 5
+    assert all(torch.equal(early[block].scores[:, 0], expected[block]) for block in expected)
 
 
 @programs

@@ -1,5 +1,6 @@
 """Any encoder with any decoder: shapes, what is observed of them, and that they learn from one another."""
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -10,9 +11,16 @@ from rskd.config import DistillOptions, ModelSpec
 from rskd.distillation.features import Taps, observe, stage_widths, texture_width
 from rskd.distillation.objective import Objective
 from rskd.errors import FileError, ModelError
+from rskd.events import drain
+from rskd.importance import observe_attention
+from rskd.importance.rows import observe_rows
 from rskd.models import weights
+from rskd.models.augmented import Augmented
 from rskd.models.presets import PRESETS
 from rskd.models.segmenter import Segmenter
+from rskd.rank import observe_all, prepare
+from rskd.scan import Scan
+from rskd.survey import attend
 
 DECODERS = ["upsample", "linear", "mlp", "fpn", "unet"]
 PLAIN = PRESETS["rskd-nano"]
@@ -74,6 +82,48 @@ def test_observing_changes_nothing_and_shows_the_stages(networks, kind):
         torch.testing.assert_close(stage, expected)
     assert seen.texture.shape[1] == texture_width(model)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("decoder", ["upsample", "mlp"])
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_tokens_are_looked_at_without_running_the_decoder(networks, kind, decoder):
+    model, scan = networks(kind, decoder), Scan(np.random.default_rng(0).random((2, 70, 90)), "cyx")
+    image = prepare(model, scan)
+    definitions = ["at"] if kind == "convolutional" else ["at", "received", "received_value"]
+    whole, rows = {}, {}
+    with torch.no_grad():
+        for definition in definitions:
+            with observe_attention(model, definition=definition, heads="all") as seen:
+                model(image)
+            whole[definition] = {block: found.scores.flatten().numpy() for block, found in seen.items()}
+        if kind != "convolutional":
+            with observe_rows(model, (0.3, 0.7), image=tuple(image.shape[-2:])) as seen:
+                model(image)
+            rows = {f"student_block{block}": found.scores.flatten() for block, found in seen.items()}
+    runs = []
+    handle = model.decoder.register_forward_pre_hook(lambda module, args: runs.append(module))
+    early = {definition: observe_all(model, scan, definition) for definition in whole}
+    at = (0.3 * 70 - 0.5, 0.7 * 90 - 0.5)
+    arrays = drain(attend({"student": model}, scan, at)).arrays if rows else {}
+    assert not runs
+    model(image)
+    handle.remove()
+    assert len(runs) == 1
+    for definition, expected in whole.items():
+        assert list(early[definition]) == list(expected)
+        for block, scores in expected.items():
+            np.testing.assert_array_equal(early[definition][block].scores.flatten(), scores)
+    assert arrays.keys() == rows.keys()
+    for name, row in rows.items():
+        np.testing.assert_array_equal(arrays[name].ravel(), row)
+
+
+def test_an_augmented_network_is_looked_at_as_it_sees_the_image_upright(networks):
+    model, scan = networks("plain", "upsample"), Scan(np.random.default_rng(0).random((2, 64, 96)), "cyx")
+    expected = observe_all(model, scan, "received")
+    found = observe_all(Augmented(model, rotations=True), scan, "received")
+    assert found[3].grid == (4, 6)
+    assert torch.equal(found[3].scores, expected[3].scores)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

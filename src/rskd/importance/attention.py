@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rskd.errors import ModelError, ParameterError
 from rskd.importance import sites as _sites
 from rskd.importance.columns import exact, shares
-from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, observe_features
+from rskd.importance.features import FEATURE_DEFINITIONS, TokenFeatures, feature_stages, observe_features
 from rskd.importance.layout import Grid
 from rskd.importance.watch import Seen, Watch
 
@@ -155,12 +155,7 @@ def observe_attention(
             features = stack.enter_context(observe_features(model, blocks))
             yield FeatureObservation(features, FEATURE_DEFINITIONS[definition])
             return
-        if definition == "rollout":
-            wanted = [site.index for site in _sites.select_sites(model, [-1] if blocks is None else blocks)]
-            watched = _sites.select_sites(model, range(max(wanted) + 1))
-        else:
-            watched = _sites.select_sites(model, blocks)
-            wanted = [site.index for site in watched]
+        watched, wanted = _watched(model, blocks, definition)
         for site in watched:
             if reason := _sites.refusal(site):
                 raise _sites.refuse(site, reason)
@@ -169,6 +164,23 @@ def observe_attention(
         for handle in watch.hooks(watched):
             stack.callback(handle.remove)
         yield observation
+
+
+def observed_modules(model: nn.Module, blocks: Sequence[int] | None, definition: str) -> list[nn.Module]:
+    """Return the modules that `observe_attention` looks at: once all of them have run, it knows the importance."""
+    if definition in FEATURE_DEFINITIONS:
+        stages = feature_stages(model)
+        return [stages[block].module for block in _sites.resolve_blocks(blocks, len(stages))]
+    return [site.module for site in _watched(model, blocks, definition)[0]]
+
+
+def _watched(model: nn.Module, blocks: Sequence[int] | None, definition: str) -> tuple[list[_sites.Site], list[int]]:
+    """Return the attentions to look at, and the indices of those whose importance is wanted."""
+    if definition != "rollout":
+        watched = _sites.select_sites(model, blocks)
+        return watched, [site.index for site in watched]
+    wanted = [site.index for site in _sites.select_sites(model, [-1] if blocks is None else blocks)]
+    return _sites.select_sites(model, range(max(wanted) + 1)), wanted
 
 
 def _check(model: nn.Module, definition: str, heads: str) -> None:

@@ -7,6 +7,7 @@ backwards, so that the largest thing in memory is one tile instead of B·h·Nq·
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -95,15 +96,22 @@ def attend(
     >>> out.flatten(), mean.flatten()
     (tensor([2., 2.]), tensor([0.5000, 0.5000]))
     """
-    queries = q.shape[2]
-    k, v = k.contiguous(), v.contiguous()
-    out = v.new_empty(*q.shape[:3], v.shape[3])
-    mean = v.new_zeros(k.shape[0], k.shape[1], 1, k.shape[2])
-    weights = v.new_full((1, queries), 1.0 / queries)
-    for part in _tiles((*q.shape[:3], k.shape[2]), tile or MERGED_TILE):
-        attention = _attention(q, k, bias, scale, part)
-        out[part] = attention @ v[part[:2]]
-        mean[part[:2]] += weights[:, part[2]] @ attention
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    q, k, v = q * scale, k.contiguous(), v.contiguous()
+    bias = None if bias is None else bias.expand(batch, heads, queries, keys)
+    out, mean = v.new_empty(batch, heads, queries, v.shape[3]), v.new_zeros(batch, heads, 1, keys)
+    rows = max(1, min(queries, (tile or MERGED_TILE) // keys))
+    buffer, share = v.new_empty(rows, keys), v.new_full((1, rows), 1.0 / queries)
+    for b, h, i in product(range(batch), range(heads), range(0, queries, rows)):
+        part = slice(i, i + rows)
+        attention = buffer[: min(rows, queries - i)]  # one and the same memory, which stays in the cache
+        torch.mm(q[b, h, part], k[b, h].mT, out=attention)
+        if bias is not None:
+            attention += bias[b, h, part]
+        torch.softmax(attention, -1, out=attention)
+        torch.mm(attention, v[b, h], out=out[b, h, part])
+        mean[b, h].addmm_(share[:, : len(attention)], attention)
     return out, mean.squeeze(2)
 
 

@@ -49,10 +49,7 @@ def observe_rows(model: nn.Module, at: tuple[float, float], *, image: Grid) -> I
     >>> tuple(seen[0].scores.shape), seen[0].grid
     ((1, 3, 4), (2, 2))
     """
-    watched = [site for site in _sites.select_sites(model, None) if not _sites.refusal(site)]
-    if not watched:
-        site = _sites.attention_sites(model)[0]
-        raise _sites.refuse(site, str(_sites.refusal(site)))
+    watched = row_sites(model)
     rows: dict[int, TokenImportance] = {}
 
     def record(seen: Seen) -> None:
@@ -65,6 +62,15 @@ def observe_rows(model: nn.Module, at: tuple[float, float], *, image: Grid) -> I
         for handle in watch.hooks(watched):
             stack.callback(handle.remove)
         yield rows
+
+
+def row_sites(model: nn.Module) -> list[_sites.Site]:
+    """Return the attentions that `observe_rows` looks at; errors as there."""
+    found = _sites.select_sites(model, None)
+    watched = [site for site in found if not _sites.refusal(site)]
+    if not watched:
+        raise _sites.refuse(found[0], str(_sites.refusal(found[0])))
+    return watched
 
 
 def _row(seen: Seen, at: tuple[float, float], image: Grid) -> Tensor:
