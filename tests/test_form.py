@@ -3,9 +3,19 @@
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
-from qtpy.QtWidgets import QApplication, QCheckBox, QComboBox, QDoubleSpinBox, QLineEdit, QSpinBox, QWidget
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QLineEdit,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
 
-from napari_rskd._form import Form, Section, words
+from napari_rskd._form import Form, Section, stops, words
 from rskd.config import (
     ComputeOptions,
     Config,
@@ -18,6 +28,7 @@ from rskd.config import (
     TrainOptions,
 )
 from rskd.errors import ParameterError
+from tests.gui.conftest import open_sections
 
 GROUPS: list[Config] = [
     ComputeOptions(threads=3),
@@ -31,8 +42,10 @@ GROUPS: list[Config] = [
 
 
 def form(qtbot, value: Config, **options) -> Form:
+    """Return a form with all of its sections opened."""
     widget = Form(value, **options)
     qtbot.addWidget(widget)
+    open_sections(widget)
     return widget
 
 
@@ -95,6 +108,43 @@ def test_nested_groups_are_sections(qtbot) -> None:
     assert sections >= {"Logits", "Ranking", "Texture", "Fusion", "Baselines"}
     field(widget, QComboBox, "gate").setCurrentText("space")
     assert widget.value().fusion == FusionOptions(gate="space")
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: type(group).__name__)
+def test_a_folded_form_has_no_fields_yet_but_its_value(qtbot, group: Config) -> None:
+    widget = Form(type(group)(), folded=True)
+    qtbot.addWidget(widget)
+    widget.set_value(group)
+    assert (widget.findChildren(QWidget), widget.value()) == ([], group)
+    section = Section("Open it", widget)
+    qtbot.addWidget(section)
+    section.toggle.click()
+    open_sections(section)
+    assert len(widget.findChildren(QWidget)) > len(type(group).model_fields)
+    assert widget.value() == group
+
+
+def test_a_field_made_late_is_heard_and_reached_by_the_tab_key(qtbot) -> None:
+    parent, heard = QWidget(), []
+    column = QVBoxLayout(parent)
+    widget = Form(DistillOptions(), folded=True)
+    widget.changed.connect(lambda: heard.append(widget.value()))
+    section, last = Section("What the student learns", widget), QPushButton("Last")
+    column.addWidget(section)
+    column.addWidget(last)
+    qtbot.addWidget(parent)
+    parent.show()
+    section.toggle.click()
+    open_sections(section)
+    assert heard == []
+    field(widget, QComboBox, "gate").setCurrentText("space")
+    assert heard[-1].fusion.gate == "space"
+    order = [section.toggle]
+    while order[-1] is not last:
+        order.append(order[-1].nextInFocusChain())
+    fields = stops(widget)
+    assert len(fields) > 50
+    assert [one for one in order if one in fields] == fields
 
 
 def test_a_rule_of_the_schema_is_told_in_one_sentence(qtbot) -> None:

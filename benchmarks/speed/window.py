@@ -160,6 +160,7 @@ def of_a_distillation(sheet: Sheet, viewer: Any, folder: Path) -> None:
     panel.data.folders.images.set_path(folder / "data" / "images")
     panel.data.folders.masks.set_path(folder / "data" / "masks")
     panel.run.set_path(folder / "runs")
+    panel.training.unfold()
     for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
         panel.training.findChild(QSpinBox, name).setValue(value)
     panel.student.setCurrentIndex(panel.student.findText("New: rskd-nano"))

@@ -69,7 +69,23 @@ class Section(QWidget):
 
     def _show(self, opened: bool) -> None:
         self.toggle.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
+        if opened and isinstance(self.content, Form) and self.content.folded:
+            self.content.unfold()
+            self._line_up()
         self.content.setVisible(opened)
+
+    def _line_up(self) -> None:
+        """Let the Tab key reach new fields after the heading; Qt has put them behind all others of the window."""
+        before: QWidget = self.toggle
+        for field in stops(self.content):
+            QWidget.setTabOrder(before, field)
+            before = field
+
+
+def stops(widget: QWidget) -> list[QWidget]:
+    """Return what the Tab key stops at inside of a widget, from top to bottom; parts of a field are none."""
+    inside = (child for child in widget.findChildren(QWidget) if child.window() is widget.window())
+    return [child for child in inside if child.focusPolicy() & Qt.FocusPolicy.TabFocus and child.focusProxy() is None]
 
 
 class _NumberBox(QDoubleSpinBox):
@@ -96,6 +112,8 @@ class Form(QWidget, Generic[C]):
         The group to start with.
     omit
         Names of the fields that are set elsewhere.
+    folded
+        Make the fields when the `Section` around them is opened: a hundred of them slow a panel that shows none.
 
     Notes
     -----
@@ -104,19 +122,28 @@ class Form(QWidget, Generic[C]):
 
     changed = Signal()
 
-    def __init__(self, value: C, *, omit: Iterable[str] = ()) -> None:
+    def __init__(self, value: C, *, omit: Iterable[str] = (), folded: bool = False) -> None:
         super().__init__()
         self._base = value
+        self._omitted = set(omit) | {"kind"}
         self._editors: dict[str, _Editor] = {}
+        self.folded = True
+        """Whether the fields are still to be made."""
         layout = QFormLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(4)
         layout.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         layout.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-        omitted = set(omit) | {"kind"}
-        for name, info in type(value).model_fields.items():
-            if name not in omitted:
-                self._add(layout, name, info, getattr(value, name))
+        if not folded:
+            self.unfold()
+
+    def unfold(self) -> None:
+        """Make the fields."""
+        self.folded = False
+        layout = self.layout()
+        for name, info in type(self._base).model_fields.items():
+            if name not in self._omitted:
+                self._add(layout, name, info, getattr(self._base, name))
 
     def _add(self, layout: QFormLayout, name: str, info: FieldInfo, value: Any) -> None:
         editor = _editor(info, value)
@@ -218,7 +245,7 @@ def _limits(info: FieldInfo, step: float) -> tuple[float | None, float | None]:
 
 
 def _group(value: Config) -> _Editor:
-    form: Form[Config] = Form(value)
+    form: Form[Config] = Form(value, folded=True)
     return _Editor(form, form.value, form.set_value, form.changed)
 
 

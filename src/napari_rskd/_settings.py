@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from npe2 import PluginManager
 
 from rskd.config import InferenceOptions
 
@@ -13,7 +17,27 @@ PLUGIN = "napari-rskd"
 def _settings() -> Any:
     from napari.settings import get_plugin_settings
 
-    return get_plugin_settings(PLUGIN)
+    with _known_plugins():
+        return get_plugin_settings(PLUGIN)
+
+
+@contextmanager
+def _known_plugins() -> Iterator[None]:
+    """Keep napari from looking for plugins: it has known them since its start.
+
+    For the first settings that are asked for, napari (0.9.2) reads the manifests of all plugins again, which stalls the
+    window for as long as a panel takes to open, and longer the more plugins there are. When it finds another plugin
+    later, it makes the settings anew by itself.
+    """
+    manager: Any = PluginManager.instance()
+    if PLUGIN not in manager:
+        yield
+        return
+    manager.discover = lambda *_, **__: 0
+    try:
+        yield
+    finally:
+        del manager.discover
 
 
 def compute_options() -> InferenceOptions:

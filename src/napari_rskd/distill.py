@@ -54,8 +54,8 @@ class DistillWidget(Panel):
         self._fresh: Model | None = None
         self.data = DataPages(napari_viewer)
         self.recipe = NarrowBox()
-        self.training: Form[TrainOptions] = Form(next(iter(RECIPES.values())))
-        self.objective: Form[DistillOptions] = Form(DistillOptions())
+        self.training: Form[TrainOptions] = Form(next(iter(RECIPES.values())), folded=True)
+        self.objective: Form[DistillOptions] = Form(DistillOptions(), folded=True)
         self.run = FolderField("Folder for the runs")
         self.check = DataCheck(self._describe_check)
         self.offer = Offer()

@@ -79,7 +79,7 @@ class SegmentWidget(Panel):
         self.network = NarrowBox()
         self.network.setPlaceholderText("none is loaded")
         self.extras, self.clean_up = Extras(), CleanUp()
-        self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"])
+        self.options: Form[SegmentOptions] = Form(SegmentOptions(), omit=["probabilities"], folded=True)
         self.measured = Measured(self.show_error)
         self.legend_button = QPushButton("Legend", toolTip="Classes with colour and size; hide, fade or lock each.")
         self.save_button = QPushButton("Save result…", toolTip="Write the labels, as they are now, into a file.")

@@ -8,10 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QWidget
 
 from napari_rskd import _job
+from napari_rskd._form import Section
 from rskd.events import Command
 from rskd.jobs import Outcome
+
+
+def open_sections(panel: QWidget) -> None:
+    """Open all sections of a panel, and those inside of them: fields are made when they are to be seen."""
+    while closed := [section for section in panel.findChildren(Section) if not section.toggle.isChecked()]:
+        for section in closed:
+            section.toggle.setChecked(True)
 
 
 class ScriptedEngine:

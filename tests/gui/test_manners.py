@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import npe2
 import numpy as np
 import pytest
 from napari.settings import get_plugin_settings, get_settings
@@ -15,7 +16,9 @@ from napari_rskd import _diagnose
 from napari_rskd._recipe_menu import RecipeMenu
 from napari_rskd._session import session_of
 from napari_rskd._settings import as_set, compute_options, models_folder
+from rskd.config import InferenceOptions
 from rskd.jobs import DistillJob
+from tests.gui.conftest import open_sections
 
 SOON = 60_000  # milliseconds
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -51,6 +54,22 @@ def test_without_a_network_it_is_said_where_to_get_one(engine, viewer, open_pane
 
 
 # ------------------------------------------------------------------------------------------------------ preferences
+
+
+def test_the_first_settings_are_read_without_looking_for_plugins_again(plugin_settings, npe2pm, monkeypatch) -> None:
+    npe2pm.register(npe2.PluginManifest.from_distribution("napari-rskd"))
+    looked: list[bool] = []
+    monkeypatch.setattr(type(npe2pm), "discover", lambda *_, **__: looked.append(True))
+    assert compute_options() == InferenceOptions()
+    assert looked == []
+    npe2pm.discover()
+    assert looked == [True]
+
+
+def test_settings_are_there_where_napari_has_not_looked_for_plugins_yet(plugin_settings, npe2pm, monkeypatch) -> None:
+    ours = npe2.PluginManifest.from_distribution("napari-rskd")
+    monkeypatch.setattr(type(npe2pm), "discover", lambda manager, *_, **__: manager.register(ours))
+    assert compute_options() == InferenceOptions()
 
 
 def test_what_is_set_is_used_and_told_without_a_name(tmp_path: Path) -> None:
@@ -118,6 +137,7 @@ def test_a_doctor_that_fails_says_so(qtbot, engine, viewer, open_panel, tmp_path
 @pytest.mark.parametrize("name", PANELS)
 def test_a_passing_wheel_changes_no_field(qtbot, engine, viewer, open_panel, name: str) -> None:
     panel = open_panel(name)
+    open_sections(panel)
     panel.button.setFocus()
     fields = [panel.findChildren(kind) for kind in (QComboBox, QAbstractSpinBox, QAbstractSlider)]
     fields = [field for kind in fields for field in kind if "scroll" not in type(field).__name__.lower()]

@@ -26,6 +26,7 @@ from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
 from rskd.records import write_json
 from rskd.runs import COMPARISON, Order, RunFolder
+from tests.gui.conftest import open_sections
 
 SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -132,6 +133,7 @@ def test_segment_with_the_teacher_and_other_tiles(qtbot, engine, viewer, open_pa
     engine.will_return(SEGMENTED)
     panel = open_panel("Segment")
     panel.network.setCurrentIndex(1)
+    open_sections(panel)
     panel.options.findChild(QSpinBox, "batch_size").setValue(2)
     panel.extras.probabilities.setChecked(True)
     click(qtbot, panel.button)
@@ -610,6 +612,7 @@ def test_a_check_that_cannot_start_says_why_and_leaves_nothing(qtbot, engine, co
 
 
 def test_editing_the_training_leaves_the_recipe(cockpit) -> None:
+    open_sections(cockpit)
     cockpit.training.findChild(QSpinBox, "epochs").setValue(3)
     assert cockpit.recipe.currentText() == "As set below"
     cockpit.recipe.setCurrentIndex(1)

@@ -24,6 +24,7 @@ from rskd.events import Step
 from rskd.following import pause
 from rskd.phantom import vessel_phantom, write_phantoms
 from rskd.runs import RunFolder
+from tests.gui.conftest import open_sections
 
 LONG = 240_000  # milliseconds; the engine imports torch and timm, on a machine that may be busy
 SIZE = 64
@@ -135,6 +136,7 @@ def test_load_distill_stop_segment_and_look(qtbot, capsys, viewer, picture, open
     distill.data.folders.images.set_path(tmp_path / "data" / "images")
     distill.data.folders.masks.set_path(tmp_path / "data" / "masks")
     distill.run.set_path(runs)
+    open_sections(distill)
     for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
         distill.training.findChild(QSpinBox, name).setValue(value)
     distill.student.setCurrentIndex(distill.student.findText("New: rskd-nano"))
@@ -293,6 +295,7 @@ session = session_of(viewer)
 session.teacher = session.learn(Model("toy", sys.argv[1]))
 _, panel = viewer.window.add_plugin_dock_widget("napari-rskd", "Distill")
 panel.run.set_path(Path(sys.argv[2]))
+panel.training.unfold()
 for name, value in {"epochs": 1000, "steps_per_epoch": 10, "batch_size": 2}.items():
     panel.training.findChild(QSpinBox, name).setValue(value)
 
