@@ -4,8 +4,8 @@
 
 DATA_FOLDER holds cases of the hippocampus task of the Medical Segmentation Decathlon (doi:10.1038/s41467-022-30695-9)
 as `images/` and `labels/`, and `splits.json`, which names the files of "train", "val" and "test" under "splits". Takes
-about half an hour on one CPU core. Started again after an interruption, it goes on where it was; the test cases are
-looked at once, when both networks are finished, and their scores are written to RUNS_FOLDER/scores.json.
+about three quarters of an hour on one CPU core. Started again after an interruption, it goes on where it was; the test
+cases are looked at once, when both networks are finished, and their scores are written to RUNS_FOLDER/scores.json.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/train_retina.py DRIVE_FOLDER RUNS_FOLDER
 
 DRIVE_FOLDER holds the DRIVE data set (doi:10.1109/TMI.2004.825627) as `training/` and `test/`, each with `images/`,
-`1st_manual/` and `mask/`. Takes about an hour and a half on one CPU core. Started again after an interruption, it goes on where
-it was; the 20 test images are looked at once, when both networks are finished.
+`1st_manual/` and `mask/`. Takes about an hour and a half on one CPU core. Started again after an interruption,
+it goes on where it was; the 20 test images are looked at once, when both networks are finished.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def aside(function: Callable[..., T], *arguments: Any) -> Future[T]:
 def _uncollected(function: Callable[..., T], *arguments: Any) -> T:
     """Call a function while no cycles are collected.
 
-    Python collects in whatever thread asks for memory; of a closed window that would be pictures, fonts and icons, which
-    Qt lets go of in the thread of the window alone.
+    Python collects in whatever thread asks for memory; of a closed window that would be pictures, fonts and icons,
+    which Qt lets go of in the thread of the window alone.
     """
     collects = gc.isenabled()
     gc.disable()

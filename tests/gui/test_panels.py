@@ -419,7 +419,7 @@ def test_pictures_of_the_run_are_leafed_through_and_shown_large(qtbot, engine, v
     assert cockpit.comparison.text() == "<p>The student has <b>2</b> parameters.</p>"
 
 
-def test_a_picture_of_the_run_keeps_its_height_where_the_panel_is_full(qtbot, engine, viewer, cockpit, tmp_path) -> None:
+def test_a_picture_of_the_run_keeps_its_height_in_a_full_panel(qtbot, engine, viewer, cockpit, tmp_path) -> None:
     viewer.window.resize(900, 600)
     cockpit.data.kind.setCurrentIndex(1)  # without a text that wraps, Qt gives every widget its least height
     Picture.new("RGB", (90, 400), (60, 0, 0)).save(tmp_path / "01.png")
