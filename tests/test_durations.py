@@ -14,5 +14,10 @@ def test_a_span_names_its_unit_once_if_it_can():
     assert span(60, 120) == "60 s to 2 min"
 
 
+def test_a_span_that_cannot_be_told_from_one_duration_is_one():
+    assert span(230, 250) == "4 min"
+    assert span(60.4, 89) == "60 to 89 s"
+
+
 def test_what_is_over_is_told_exactly():
     assert [exactly(n) for n in (1, 59.6, 3599, 7260)] == ["1 second", "1 min 0 s", "59 min 59 s", "2 h 1 min"]

@@ -89,7 +89,7 @@ class Panel(Docked):
         self.status = text(name="status")
         self.error_label = text(name="error")
         self.column = QVBoxLayout()
-        self.buttons = QHBoxLayout()
+        self.buttons, self.more_buttons = QHBoxLayout(), QHBoxLayout()  # a second row: a dock has 300 pixels
         self._build(note)
         self.button.clicked.connect(self._clicked)
         self.first_step.clicked.connect(self._take_first_step)
@@ -110,6 +110,7 @@ class Panel(Docked):
         foot = QVBoxLayout()
         foot.setContentsMargins(8, 4, 8, 8)
         foot.addLayout(self.buttons)
+        foot.addLayout(self.more_buttons)
         for widget in (self.reason_label, self.first_step, self.bar, self.status, self.error_label):
             foot.addWidget(widget)
         last = QHBoxLayout()

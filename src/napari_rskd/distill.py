@@ -102,9 +102,10 @@ class DistillWidget(Panel):
         self.column.addLayout(length)
         self.column.addWidget(Section("Training", self.training))
         self.column.addWidget(Section("What the student learns", self.objective))
-        for button in (self.stop, self.pause, self.use, self.report):
-            self.buttons.addWidget(button)
-            button.hide()
+        for row, buttons in ((self.buttons, (self.stop, self.pause)), (self.more_buttons, (self.use, self.report))):
+            for button in buttons:
+                row.addWidget(button)
+                button.hide()
 
     def _connect(self) -> None:
         self.recipe.currentIndexChanged.connect(self._choose_recipe)

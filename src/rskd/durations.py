@@ -21,10 +21,12 @@ def span(low: float, high: float) -> str:
 
     Examples
     --------
-    >>> span(500, 720), span(3000, 9000), span(3, 4)
-    ('8 to 12 min', '50 min to 2.5 h', '3 to 4 s')
+    >>> span(500, 720), span(3000, 9000), span(230, 250)
+    ('8 to 12 min', '50 min to 2.5 h', '4 min')
     """
     (first, unit), (last, other) = _amount(low), _amount(high)
+    if (first, unit) == (last, other):
+        return f"{last} {other}"
     return f"{first} to {last} {other}" if unit == other else f"{first} {unit} to {last} {other}"
 
 

@@ -284,10 +284,14 @@ def _cost_words(cost: Cost, *, images: int) -> str:
     --------
     >>> _cost_words(Cost((3500, 3600, 4000), 2 * 2**30), images=2**29)
     'It will take about 60 min (58 to 67 min), and about 2.5 GiB of memory, 0.5 of them for the images.'
+    >>> _cost_words(Cost((235, 240, 245), 2 * 2**30), images=2**29).partition(",")[0]
+    'It will take about 4 min'
     """
     low, median, high = cost.seconds
     own, total = (size / 2**30 for size in (images, images + cost.memory))
-    time = f"{about(median)} ({span(low, high)})"
+    time, spread = about(median), span(low, high)
+    if spread not in time:
+        time = f"{time} ({spread})"
     return f"It will take {time}, and about {total:.1f} GiB of memory, {own:.1f} of them for the images."
 
 

@@ -419,6 +419,17 @@ def test_pictures_of_the_run_are_leafed_through_and_shown_large(qtbot, engine, v
     assert cockpit.comparison.text() == "<p>The student has <b>2</b> parameters.</p>"
 
 
+def test_what_the_cockpit_says_at_the_end_is_seen_whole_in_a_narrow_dock(qtbot, engine, cockpit) -> None:
+    engine.will_return(({"run": "r", "student": "s", "dice": 0.5, "epochs": 2, "stopped": True}, {}))
+    click(qtbot, cockpit.button)
+    finish(qtbot, cockpit)
+    cockpit.report.show()
+    cockpit.say("The best student has a Dice of 0.5 on the validation images; " * 3)
+    qtbot.wait(100)
+    assert cockpit.minimumSizeHint().width() <= 300
+    assert cockpit.status.height() >= cockpit.status.heightForWidth(cockpit.status.width())
+
+
 def test_a_picture_of_the_run_keeps_its_height_in_a_full_panel(qtbot, engine, viewer, cockpit, tmp_path) -> None:
     viewer.window.resize(900, 600)
     cockpit.data.kind.setCurrentIndex(1)  # without a text that wraps, Qt gives every widget its least height
