@@ -59,13 +59,15 @@ class Pulse:
 
 
 def wait(until: Callable[[], bool], limit: float = LIMIT) -> float:
-    """Run the window until something is so; returns the milliseconds that took."""
-    from qtpy.QtCore import QEventLoop
+    """Run the window, which sleeps as ever between its events, until something is so; returns milliseconds."""
+    from qtpy.QtCore import QEventLoop, Qt, QTimer
     from qtpy.QtWidgets import QApplication
 
     began = time.perf_counter()
+    alarm = QTimer(interval=2, timerType=Qt.TimerType.PreciseTimer)  # what is waited for may come without an event
+    alarm.start()
     while not until() and time.perf_counter() - began < limit:
-        QApplication.instance().processEvents(QEventLoop.ProcessEventsFlag.AllEvents, 5)
+        QApplication.instance().processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
     return 1000 * (time.perf_counter() - began)
 
 
@@ -100,9 +102,15 @@ def of_the_panels(sheet: Sheet, viewer: Any) -> None:
 
 
 def press(panel: Any, *layers: Any) -> float:
-    """Press the main button; returns milliseconds until all layers are there."""
+    """Press the main button; returns milliseconds until all layers are there and drawn."""
+    from qtpy.QtWidgets import QApplication
+
+    pause(0.5)  # what followed the last press is over
+    began = time.perf_counter()
     panel.button.click()
-    return wait(lambda: panel.work is None and not any(live.busy for live in layers))
+    wait(lambda: panel.work is None and not any(live.busy for live in layers))
+    QApplication.instance().processEvents()
+    return 1000 * (time.perf_counter() - began)
 
 
 def of_looking(sheet: Sheet, viewer: Any) -> None:

@@ -1,6 +1,7 @@
 """Run a job in the background of napari: the only module that knows threads.
 
-A worker thread pumps the engine process, so that every job shows in napari's activity dock and in its close dialog.
+A worker thread pumps the engine process, so that every job shows in napari's close dialog, and in its activity dock
+unless it is over in a moment.
 Three properties of Qt worker threads are met here once and for all:
 
 * a `RuntimeError` raised in a generator worker vanishes without a trace, and with PySide6 napari 0.9.2 answers others
@@ -29,7 +30,7 @@ import psutil
 from napari.qt.threading import GeneratorWorker, create_worker
 from napari.utils import progress
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from rskd.engine.client import Engine, JobCancelled, Pump
 from rskd.engine.failures import explain
@@ -42,6 +43,9 @@ Order = tuple[Job, Mapping[str, NDArray[np.generic]]]
 """A job and the arrays that go with it."""
 
 BAR_EVERY = 0.5  # seconds
+BAR_AFTER = 0.5
+"""Seconds after which a job shows in the activity dock: making its bar, and turning a wheel beside it thirty times a
+second, as napari does, would take a good part of the time of what is over in a moment."""
 POLITE = getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 5)  # a class on Windows, a niceness elsewhere
 _LOG = logging.getLogger("napari_rskd")
 
@@ -152,8 +156,8 @@ class Background(QObject):
         Generator function that takes `Orders` and runs in the worker thread: it yields events and returns the outcome
         (None if there is none).
     title
-        What is done, for people: it is shown in the activity dock. Empty = not shown there: for what follows a slider,
-        many times a second.
+        What is done, for people: it is shown in the activity dock, unless it is over in a moment. Empty = not shown
+        there: for what follows a slider, many times a second.
     lasting
         When napari ends, it is not cancelled but left to itself.
     """
@@ -179,7 +183,10 @@ class Background(QObject):
         self._pump = pump
         self._lasting = lasting
         self._bar: progress | None = None
+        self._share: tuple[int, int] | None = None
         self._drawn = 0.0
+        self._bar_due = QTimer(self, singleShot=True, interval=round(1000 * BAR_AFTER))
+        self._bar_due.timeout.connect(self._show_bar)
 
     @property
     def stopping(self) -> bool:
@@ -205,9 +212,10 @@ class Background(QObject):
         worker.returned.connect(self._returned)
         worker.finished.connect(self._ended)
         self.running = True
-        self._bar = progress(total=0, desc=self.title) if self.title else None
         _ALIVE.add(self)
         worker.start()
+        if self.title:
+            self._bar_due.start()
         return self
 
     def stop(self) -> None:
@@ -222,17 +230,27 @@ class Background(QObject):
         self.history.append(event)
         self.happened.emit(event)
         share, now = _share_done(event), time.monotonic()
-        if share is not None and now - self._drawn >= BAR_EVERY:
+        self._share = share or self._share
+        if share is not None and self._bar is not None and now - self._drawn >= BAR_EVERY:
             self._drawn = now
-            self._move_bar(*share)
+            self._move_bar(self._bar, *share)
 
-    def _move_bar(self, done: int, total: int) -> None:
-        """Move the bar in the activity dock: last, and not often, for napari handles other events meanwhile."""
-        if self._bar is None:
+    def _show_bar(self) -> None:
+        """Show a bar in the activity dock; napari handles other events meanwhile, perhaps the end of the job."""
+        bar = progress(total=0, desc=self.title)
+        if not self.running:
+            bar.close()
             return
-        if self._bar.total != total:
-            self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        self._bar = bar
+        if self._share is not None:
+            self._move_bar(bar, *self._share)
+
+    @staticmethod
+    def _move_bar(bar: progress, done: int, total: int) -> None:
+        """Move a bar in the activity dock: last, and not often, for napari handles other events meanwhile."""
+        if bar.total != total:
+            bar.total = total
+        bar.update(done - bar.n)
 
     def _returned(self, ending: Outcome | _Failure | None) -> None:
         if isinstance(ending, _Failure):
@@ -244,6 +262,7 @@ class Background(QObject):
 
     def _ended(self) -> None:
         self.running = False
+        self._bar_due.stop()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

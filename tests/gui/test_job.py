@@ -167,11 +167,47 @@ def test_progress_bar_follows_and_goes_away(qtbot, engine) -> None:
     engine.will(script)
     before = set(progress._all_instances)
     work = work_for().start()
+    qtbot.waitUntil(lambda: set(progress._all_instances) != before)
     (bar,) = set(progress._all_instances) - before
     assert str(bar.desc).startswith("Testing")
     qtbot.waitUntil(lambda: (bar.n, bar.total) == (3, 10))
     with qtbot.waitSignal(work.ended):
         seen.set()
+    assert set(progress._all_instances) == before
+
+
+def test_what_is_over_in_a_moment_shows_no_progress_bar(qtbot, engine, monkeypatch) -> None:
+    bars: list[str] = []
+    monkeypatch.setattr(_job, "progress", lambda **options: bars.append(options["desc"]))
+    engine.will_return(({}, {}))
+    work = work_for()
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    qtbot.wait(round(1000 * _job.BAR_AFTER) + 100)
+    assert bars == []
+
+
+def test_a_job_that_ends_while_napari_makes_its_progress_bar_leaves_none(qtbot, engine, monkeypatch) -> None:
+    seen = threading.Event()
+
+    def script(job: Any, arrays: Any) -> Any:
+        while not seen.wait(0.01):
+            yield None
+        return "outcome"
+
+    def progress_and_other_events(**options: Any) -> Any:
+        bar = progress(**options)
+        seen.set()
+        qtbot.waitUntil(lambda: not work.running)
+        return bar
+
+    engine.will(script)
+    monkeypatch.setattr(_job, "progress", progress_and_other_events)
+    before = set(progress._all_instances)
+    work = work_for()
+    with qtbot.waitSignal(work.ended):
+        work.start()
+    qtbot.wait(50)
     assert set(progress._all_instances) == before
 
 
