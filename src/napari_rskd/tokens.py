@@ -255,10 +255,13 @@ class TokensWidget(Panel):
     def _layers(self, survey: Survey, source: Source) -> dict[str, LayerData]:
         """Return all that is to be seen now."""
         shown, layers = self._shown(), {}
-        for role in survey.roles:
-            for part, (array, options, kind) in survey.layers(role, shown, source).items():
-                seen = {"visible": self.mask.isChecked()} if part == "kept" else {}
-                layers[f"{role} {part}"] = (array, options | seen, kind)
+        found = {
+            (role, part): data for role in survey.roles for part, data in survey.layers(role, shown, source).items()
+        }
+        for role, part in sorted(found, key=lambda layer: layer[1] == "points"):  # hidden at first, so made last
+            array, options, kind = found[role, part]
+            seen = {"visible": self.mask.isChecked()} if part == "kept" else {}
+            layers[f"{role} {part}"] = (array, options | seen, kind)
         if self._rows is not None:
             beside = self._rows.as_deep_as(survey, shown)
             layers |= {f"{role} attention": self._rows.attention(role, beside, source) for role in self._rows.roles}

@@ -114,6 +114,20 @@ def test_fused_and_explicit_attention_answer_alike():
     assert torch.allclose(fused.columns(shares), explicit.columns(shares), rtol=0, atol=1e-12)
 
 
+def test_weights_that_fade_away_are_never_subnormal_numbers_which_are_slow():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 60, 8) for _ in range(3))
+    expected = torch.softmax((q.double() @ k.double().mT) * 12, -1)
+    assert ((expected > 0) & (expected < torch.finfo(torch.float32).tiny)).any()
+    out, mean = attend(q, k, v, scale=12)
+    assert torch.allclose(out.double(), expected @ v.double(), rtol=0, atol=1e-4)
+    assert torch.allclose(mean.double(), expected.mean(2), rtol=1e-4, atol=1e-30)
+    one, faint = attend(q[:, :, :1], k, torch.eye(60).expand(1, 2, 60, 60), scale=12)
+    assert torch.allclose(one[:, :, 0].double(), expected[:, :, 0], rtol=1e-4, atol=1e-30)
+    assert torch.equal(one[:, :, 0], faint)
+    assert one.min() > torch.finfo(torch.float32).tiny
+
+
 @pytest.mark.parametrize("bias_shape", [None, (1, 1, 1, 11), (1, 3, 7, 11)])
 @pytest.mark.parametrize("tile", [1, 77, None])
 def test_output_and_mean_of_the_rows_from_the_same_weights(tile, bias_shape):
