@@ -164,9 +164,9 @@ def _observe(model: Segmenter, scan: Scan, definition: str, blocks: list[int] | 
     with evaluating(model):
         if definition == "grad":
             return _gradient(model, image, blocks)
-        with torch.no_grad(), observe_attention(model, blocks, definition=definition, heads="all") as observation:
+        with torch.inference_mode(), observe_attention(model, blocks, definition=definition, heads="all") as seen:
             run_until(model, image, observed_modules(model, blocks, definition))
-            return {block: _with_heads(found) for block, found in observation.items()}
+            return {block: _with_heads(found) for block, found in seen.items()}
 
 
 def _with_heads(found: TokenImportance) -> TokenImportance:

@@ -42,7 +42,7 @@ def survey(models: Mapping[str, Segmenter], scan: Scan, options: RankOptions) ->
     Yields
     ------
     Progress
-        A step per network.
+        A step per network, but for the last: the outcome says as much.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def attend(models: Mapping[str, Segmenter], scan: Scan, at: tuple[float, float])
     def rows(model: Segmenter) -> Mapping[int, TokenImportance]:
         image = prepare(model, scan)
         size = (image.shape[-2], image.shape[-1])
-        with evaluating(model), torch.no_grad(), observe_rows(model, shares, image=size) as found:
+        with evaluating(model), torch.inference_mode(), observe_rows(model, shares, image=size) as found:
             run_until(model, image, [site.module for site in row_sites(model)])
         return found
 
@@ -182,7 +182,8 @@ def _every_block(
         for block, found in seen.items():
             maps = found.scores[0].reshape(-1, *found.grid)  # 1 + h, rows, columns
             arrays[f"{role}_block{block}"] = maps.float().cpu().numpy()
-        yield Progress(done, len(models), "networks")
+        if done < len(models):
+            yield Progress(done, len(models), "networks")
     return Outcome(value, arrays)
 
 
