@@ -10,7 +10,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_rskd._job import Work
 from napari_rskd._record import Record, record_of
-from napari_rskd._source import PAUSE, LayerData, add_layer
+from napari_rskd._source import BREATH, PAUSE, LayerData, make_layer, put_in
 from rskd.errors import RskdError
 from rskd.jobs import Outcome
 
@@ -101,8 +101,9 @@ class LiveLayers(QObject):
     """Layers by key: made once, then changed in place, so that what the user set on them stays.
 
     They are made and removed one at a time, with a drawing in between: a layer costs napari a good part of the 0.1 s
-    after which people feel a window stall; and where two are removed and one is added without a drawing in between, the
-    OpenGL of some systems ends napari (0.9.2; napari issues 6472 and 7345).
+    after which people feel a window stall, and so it is made, put into the viewer and selected in three turns; and where
+    two are removed and one is added without a drawing in between, the OpenGL of some systems ends napari (0.9.2; napari
+    issues 6472 and 7345).
 
     Parameters
     ----------
@@ -120,6 +121,8 @@ class LiveLayers(QObject):
         self._viewer = viewer
         self._layers: dict[str, Any] = {}
         self._waiting: dict[str, LayerData] = {}
+        self._made: tuple[LayerData, Any] | None = None  # the next one of those that wait
+        self._put_in: Any = None  # the last one, to be selected
         self._leaving: list[Any] = []
         self._timer = QTimer(self, interval=PAUSE)
         self._timer.timeout.connect(self._change_one)
@@ -167,17 +170,35 @@ class LiveLayers(QObject):
     def _drop(self, key: str) -> None:
         self._leaving.append(self._layers.pop(key, None))
         self._waiting.pop(key, None)
-        self._timer.start()
+        self._timer.start(PAUSE)
 
     def _change_one(self) -> None:
+        self._timer.setInterval(PAUSE)
+        if self._leaving:
+            self._remove_one()
+        elif not self._waiting:
+            self._finish()
+        elif self._made is None or self._made[0] is not next(iter(self._waiting.values())):
+            data = next(iter(self._waiting.values()))
+            self._made = data, make_layer(data)
+            self._timer.setInterval(BREATH)
+        else:
+            key, made = next(iter(self._waiting)), self._made[1]
+            self._put_in = self._layers[key] = put_in(self._viewer, made, select=False)
+            del self._waiting[key]
+            self._timer.setInterval(PAUSE // 2)  # what was held back of it comes after a whole one
+
+    def _remove_one(self) -> None:
         while self._leaving:
             layer = self._leaving.pop()
             if layer is not None and layer in self._viewer.layers:
                 self._viewer.layers.remove(layer)
                 return
-        if self._waiting:
-            key = next(iter(self._waiting))
-            self._layers[key] = add_layer(self._viewer, self._waiting.pop(key))
-            return
+        self._change_one()
+
+    def _finish(self) -> None:
+        layer, self._put_in, self._made = self._put_in, None, None
+        if layer is not None and layer in self._viewer.layers:
+            self._viewer.layers.selection.active = layer
         self._timer.stop()
         self.made.emit()

@@ -13,22 +13,41 @@ from qtpy.QtCore import QObject
 from napari_rskd._job import aside
 from napari_rskd._layers import class_colors
 from napari_rskd._live import LiveLayers
-from napari_rskd._source import MARK, LayerData, add_layer, is_edited
+from napari_rskd._source import MARK, LayerData, is_edited
 
 _SAME = ("image", "where", "model", "part")
 """What two layers have in common that show the same part of the same result."""
 
 
+_CLASSES = ({"name": "background", "color": "black"}, {"name": "any", "color": "white"})
+
+
+@cache
+def warm_up_drawing() -> None:
+    """Let napari compile, aside and once, what it draws labels with: the first ones would stall the window."""
+    aside(_draw)
+
+
 @cache
 def warm_up_labels() -> None:
-    """Let napari load and compile, aside and once, what it draws labels with: the first ones would stall the window."""
+    """Let napari load, aside and once, what else it makes labels with.
+
+    There must have been a layer: with the first one napari loads its units, which two threads cannot do at once (pint
+    0.25), and the window would have an error instead of that layer.
+    """
     aside(_make_labels)
 
 
+def _draw() -> None:
+    from vispy.visuals.line.dash_atlas import DashAtlas
+
+    class_colors(_CLASSES).map(np.zeros((2, 2), np.uint8))
+    DashAtlas()  # for the outline of the brush; its patterns are computed once
+
+
 def _make_labels() -> None:
-    classes = [{"name": "background", "color": "black"}, {"name": "any", "color": "white"}]
-    table = {"index": [0, 1], "class": [info["name"] for info in classes]}
-    Labels(np.zeros((2, 2), np.uint8), colormap=class_colors(classes), features=table)
+    table = {"index": [0, 1], "class": [info["name"] for info in _CLASSES]}
+    Labels(np.zeros((2, 2), np.uint8), colormap=class_colors(_CLASSES), features=table)
 
 
 class ResultLayers(QObject):
@@ -46,8 +65,12 @@ class ResultLayers(QObject):
         super().__init__(parent)
         self._viewer = viewer
         self._live = LiveLayers(self, viewer)
-        self.last: Any = None
-        """The labels that were shown last."""
+        self._last = ""
+
+    @property
+    def last(self) -> Any:
+        """The labels that were shown last; None = there are none, or not yet."""
+        return self._live.get(self._last)
 
     @property
     def busy(self) -> bool:
@@ -60,20 +83,17 @@ class ResultLayers(QObject):
         Parameters
         ----------
         layers
-            The labels first: they are there at once, the others soon after.
+            The labels first: they are there soon, the others after them.
         """
         kept = False
-        for number, data in enumerate(layers):
+        for data in layers:
             key = identity(data[1]["metadata"])
             same = [layer for layer in self._viewer.layers if identity(layer.metadata) == key]
             unedited = [layer for layer in same if not is_edited(layer)]
             kept = kept or len(unedited) < len(same)
             self._live.hold(key, unedited[-1] if unedited else None)
-            if number == 0 and not unedited:
-                self._live.hold(key, add_layer(self._viewer, data))
-            else:
-                self._live.show(key, data)
-        self.last = self._live.get(identity(layers[0][1]["metadata"]))
+            self._live.show(key, data)
+        self._last = identity(layers[0][1]["metadata"])
         return kept
 
     def image_of(self, layer: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QPushButton
 
 from napari_rskd._extras import CleanUp, Extras
-from napari_rskd._fields import NarrowBox
+from napari_rskd._fields import NarrowBox, watch_layers
 from napari_rskd._first_steps import LOAD_FIRST
 from napari_rskd._form import Form, Section
 from napari_rskd._job import Order, Work
@@ -22,7 +22,7 @@ from napari_rskd._live_preview import Preview
 from napari_rskd._measured import Measured
 from napari_rskd._panel import Panel, text
 from napari_rskd._picture import Picture, whole_picture
-from napari_rskd._results import ResultLayers, labels_beside, warm_up_labels
+from napari_rskd._results import ResultLayers, labels_beside, warm_up_drawing, warm_up_labels
 from napari_rskd._saving import FORMATS, Saver, formats_for, may_replace, source_path, suggested_name, with_ending
 from napari_rskd._session import Model, follow_session, session_of
 from napari_rskd._settings import PLUGIN, compute_options
@@ -93,7 +93,9 @@ class SegmentWidget(Panel):
         self._build_column()
         self._connect()
         follow_session(self, self.session, self._offer)
-        after_drawing(self, warm_up_labels)
+        after_drawing(self, warm_up_drawing)
+        watch_layers(napari_viewer, self, self._prepare_for_labels)
+        self._prepare_for_labels()
 
     def _build_column(self) -> None:
         self.target.add_row("Network", self.network)
@@ -122,6 +124,11 @@ class SegmentWidget(Panel):
         self.save_button.clicked.connect(self._ask_where)
         self._saver.saved.connect(lambda name: self.say(f"Saved as {name}."))
         self._saver.failed.connect(self.show_error)
+
+    def _prepare_for_labels(self) -> None:
+        """Warm up labels once there is any layer."""
+        if self.viewer.layers:
+            after_drawing(self, warm_up_labels)
 
     # ---------------------------------------------------------------------------------------------- what can be done
 

@@ -17,7 +17,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_rskd import _job
 from napari_rskd._panel import Panel
-from napari_rskd._results import warm_up_labels
+from napari_rskd._results import warm_up_drawing, warm_up_labels
 
 PANELS = ["Models", "Distill", "Segment", "Legend", "Token ranking", "Contourlet"]
 LONG, SOON = 120_000, 20_000  # milliseconds
@@ -112,6 +112,7 @@ def check_panels(qtbot: Any, viewer: Any, times: int) -> None:
     for name in PANELS:
         open_and_close(qtbot, viewer, name)
     qtbot.waitUntil(lambda: _job._SHARED.get().alive, timeout=LONG)
+    warm_up_drawing()
     warm_up_labels()  # what napari loads for labels stays, once
     _job.aside(int).result()
     settle(qtbot)

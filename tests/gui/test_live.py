@@ -1,5 +1,6 @@
 """What follows a slider, a click and the eye: the latest request, layers in place, the rose of edges."""
 
+import itertools
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from napari.utils.interactions import mouse_move_callbacks, mouse_press_callbacks, mouse_release_callbacks
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
-from napari_rskd import _theme
+from napari_rskd import _live, _theme
 from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._source import Source
@@ -67,18 +69,49 @@ def test_layers_change_in_place_come_back_and_go(qtbot, viewer) -> None:
         return np.full((4, 4), value), {"name": f"is {value}", **source.place()}, "image"
 
     live.show_all({"a": data(1), "b": data(2), "c": data(3)})
-    qtbot.waitUntil(lambda: not live.busy)
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     assert [layer.name for layer in live.layers()] == ["is 1", "is 2", "is 3"]
     kept = live.get("a")
     kept.colormap = "red"
     live.show_all({"a": data(5)})
-    qtbot.waitUntil(lambda: not live.busy)
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     assert (kept.name, kept.data.max(), kept.colormap.name) == ("is 5", 5, "red")
     assert [layer.name for layer in viewer.layers] == ["picture", "is 5"]
     viewer.layers.remove(kept)  # the user does not want it
     live.show("a", data(6))
-    qtbot.waitUntil(lambda: not live.busy)
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     assert viewer.layers["is 6"] is not kept
+
+
+def test_the_window_has_a_turn_between_making_a_layer_showing_and_selecting_it(qtbot, viewer, monkeypatch) -> None:
+    live, source = LiveLayers(viewer.window._qt_window, viewer), Source.of(viewer.layers["picture"])
+    turns: list[str] = []
+    make = _live.make_layer
+    monkeypatch.setattr(_live, "make_layer", lambda data: turns.append("made") or make(data))
+    viewer.layers.events.inserted.connect(lambda event: turns.append("in"))
+    viewer.layers.selection.events.active.connect(lambda event: turns.append("selected"))
+    timer = QTimer(interval=1)
+    timer.timeout.connect(lambda: turns.append("turn"))
+    timer.start()
+    live.show_all({name: (np.zeros((4, 4)), {"name": name, **source.place()}, "image") for name in "ab"})
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
+    timer.stop()
+    one = ["turn", "made", "turn", "in", "turn"]
+    assert [name for name, _ in itertools.groupby(turns)] == [*one, *one[1:], "selected"]
+    assert viewer.layers.selection.active.name == "b"
+    assert viewer.layers.selection.active is viewer.layers[-1]
+    plain = viewer.add_image(np.zeros((4, 4)))
+    assert viewer.layers.selection.active is plain
+
+
+def test_a_layer_that_gets_other_data_before_it_is_shown_is_made_once(qtbot, viewer) -> None:
+    live, source = LiveLayers(viewer.window._qt_window, viewer), Source.of(viewer.layers["picture"])
+    for number in range(3):
+        live.show("a", (np.full((4, 4), number), {"name": f"is {number}", **source.place()}, "image"))
+        qtbot.waitUntil(lambda: live._made is not None, timeout=SOON)
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
+    assert [layer.name for layer in viewer.layers] == ["picture", "is 2"]
+    assert live.get("a").data.max() == 2
 
 
 def test_only_what_is_other_than_before_is_set(qtbot, viewer) -> None:
@@ -90,7 +123,7 @@ def test_only_what_is_other_than_before_is_set(qtbot, viewer) -> None:
         live.show("a", (np.full((48, 64), number), {"name": "a", **place}, "image"))
 
     show(1, 1, (0, 9))
-    qtbot.waitUntil(lambda: not live.busy)
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     layer = viewer.layers["a"]
     for name in ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name", "contrast_limits"):
         getattr(layer.events, name).connect(lambda event: told.append(event.type))

@@ -116,15 +116,33 @@ def test_the_record_names_the_program_that_was_used(qtbot, engine, viewer, panel
     assert (recorded.fastest, recorded.compute.runtime) == (False, "onnx")
 
 
-def test_napari_is_ready_for_labels_before_the_first_ones(qtbot, engine, open_panel, monkeypatch) -> None:
-    made: list[Any] = []
+@pytest.fixture
+def done_aside(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What is to be done aside to be ready for labels, as if it had not been done yet."""
+    asked: list[Callable[[], None]] = []
+    _results.warm_up_drawing.cache_clear()
     _results.warm_up_labels.cache_clear()
-    monkeypatch.setattr(_results, "aside", lambda function: made.append(function))
+    monkeypatch.setattr(_results, "aside", asked.append)
+    return asked
+
+
+def test_napari_is_ready_for_labels_before_the_first_ones(qtbot, engine, open_panel, done_aside) -> None:
     open_panel("Segment")
-    qtbot.waitUntil(lambda: len(made) == 1, timeout=SOON)
-    made[0]()
+    qtbot.waitUntil(lambda: len(done_aside) == 2, timeout=SOON)
+    for do in done_aside:
+        do()
     qtbot.wait(100)
-    assert len(made) == 1
+    assert len(done_aside) == 2
+
+
+def test_two_threads_never_make_the_first_layer_at_once(qtbot, engine, viewer, open_panel, done_aside) -> None:
+    viewer.layers.clear()
+    open_panel("Segment")
+    qtbot.waitUntil(lambda: done_aside == [_results._draw], timeout=SOON)
+    qtbot.wait(200)
+    assert done_aside == [_results._draw]
+    viewer.add_image(np.zeros((8, 8)))
+    qtbot.waitUntil(lambda: done_aside == [_results._draw, _results._make_labels], timeout=SOON)
 
 
 def test_all_open_images_one_after_the_other_past_those_that_fail(qtbot, engine, viewer, panel) -> None:
