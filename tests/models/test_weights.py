@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -87,6 +88,23 @@ def test_a_malicious_torch_archive_is_refused_and_not_executed(tmp_path):
     with pytest.raises(ModelError, match="never run"):
         weights.load(tmp_path / "evil.pt")
     assert not marker.exists()
+
+
+def junk():
+    """Bytes that begin like a pickle and are none."""
+    noise = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
+    yield from (start + noise for start in (b"c", b"(", b"}", b"]", b"\x80", b"\x80\x02"))
+    yield from (b"case,age,side\nfirst,64,left\nsecond,71,right\n", b"(see the other file)\n", b"c", b"\x80")
+
+
+@pytest.mark.parametrize("content", junk(), ids=lambda content: repr(content[:6]))
+@pytest.mark.parametrize("ending", [".pt", ".pth"])
+def test_a_file_of_something_else_is_no_weight_file(tmp_path, content, ending):
+    path = tmp_path / f"renamed{ending}"
+    path.write_bytes(content)
+    with pytest.raises(FileError) as caught:
+        weights.load(path)
+    assert str(caught.value) == f"renamed{ending} is no weight file: choose a .safetensors or .pt file."
 
 
 def test_a_plain_torch_file_with_a_description_is_welcome(model, tmp_path):

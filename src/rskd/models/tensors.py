@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle  # only for the name of the error that torch raises
+import pickletools
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,7 @@ def read_torch(path: Path) -> Any:
     ModelError
         If it holds Python objects or code.
     """
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head != b"PK" and head[:1] != b"\x80" and head[:1] not in _PICKLE_OF_OLD:
+    if not (_is_archive(path) or _is_pickle(path)):
         raise FileError(f"{path.name} is no weight file: choose a .safetensors or .pt file.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -37,3 +37,23 @@ def read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # whatever a damaged archive makes torch raise
         raise FileError(f"{path.name} is damaged, or no weight file at all: copy it again.") from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Tell whether a file begins like the archives of today's torch, be it damaged further on."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _is_pickle(path: Path) -> bool:
+    """Tell whether a file begins with a pickle, which is read and not executed; text and noise may look like one."""
+    with path.open("rb") as file:
+        head = file.read(1)
+        if head != b"\x80" and head not in _PICKLE_OF_OLD:
+            return False
+        file.seek(0)
+        try:
+            deque(pickletools.genops(file), maxlen=0)
+        except Exception:  # noise makes it raise whatever its parts raise
+            return False
+    return True
