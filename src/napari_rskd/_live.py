@@ -101,9 +101,9 @@ class LiveLayers(QObject):
     """Layers by key: made once, then changed in place, so that what the user set on them stays.
 
     They are made and removed one at a time, with a drawing in between: a layer costs napari a good part of the 0.1 s
-    after which people feel a window stall, and so it is made, put into the viewer and selected in three turns; and where
-    two are removed and one is added without a drawing in between, the OpenGL of some systems ends napari (0.9.2; napari
-    issues 6472 and 7345).
+    after which people feel a window stall, so it is made, put into the viewer and selected one after the other. And
+    where two are removed and one is added without a drawing in between, the OpenGL of some systems ends napari (0.9.2;
+    napari issues 6472 and 7345).
 
     Parameters
     ----------
