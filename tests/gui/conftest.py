@@ -23,6 +23,11 @@ def open_sections(panel: QWidget) -> None:
             section.toggle.setChecked(True)
 
 
+def results_on_their_way(panel: Any) -> bool:
+    """Tell whether a panel still has labels to put into the viewer."""
+    return hasattr(panel, "_results") and panel._results.busy
+
+
 class ScriptedEngine:
     """Stands in for `rskd.engine.client.Engine`: it plays the script that the test has set, for every job."""
 

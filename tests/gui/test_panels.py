@@ -26,7 +26,7 @@ from rskd.events import Epoch, Message, Progress, Step
 from rskd.jobs import DistillJob, Outcome, PreflightJob, ResumeJob
 from rskd.records import write_json
 from rskd.runs import COMPARISON, Order, RunFolder
-from tests.gui.conftest import open_sections
+from tests.gui.conftest import open_sections, results_on_their_way
 
 SOON = 60_000  # milliseconds, on a machine that is busy with other things
 PANELS = ["Models", "Distill", "Segment", "Token ranking", "Contourlet"]
@@ -56,8 +56,8 @@ def click(qtbot: Any, button: Any) -> None:
 
 
 def finish(qtbot: Any, panel: Any) -> None:
-    """Wait until the panel's job is over."""
-    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
+    """Wait until the panel's job is over and its labels are there."""
+    qtbot.waitUntil(lambda: panel.work is None and not results_on_their_way(panel), timeout=SOON)
 
 
 @pytest.fixture

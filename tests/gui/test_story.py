@@ -24,7 +24,7 @@ from rskd.events import Step
 from rskd.following import pause
 from rskd.phantom import vessel_phantom, write_phantoms
 from rskd.runs import RunFolder
-from tests.gui.conftest import open_sections
+from tests.gui.conftest import open_sections, results_on_their_way
 
 LONG = 240_000  # milliseconds; the engine imports torch and timm, on a machine that may be busy
 SIZE = 64
@@ -105,7 +105,7 @@ def click(qtbot: Any, button: Any) -> None:
 
 
 def finish(qtbot: Any, panel: Any) -> None:
-    qtbot.waitUntil(lambda: panel.work is None, timeout=LONG)
+    qtbot.waitUntil(lambda: panel.work is None and not results_on_their_way(panel), timeout=LONG)
 
 
 def run_panel(qtbot: Any, panel: Any) -> None:
