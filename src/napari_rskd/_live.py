@@ -121,6 +121,7 @@ class LiveLayers(QObject):
         self._viewer = viewer
         self._layers: dict[str, Any] = {}
         self._waiting: dict[str, LayerData] = {}
+        self._unseen: dict[str, LayerData] = {}
         self._made: tuple[LayerData, Any] | None = None  # the next one of those that wait
         self._put_in: Any = None  # the last one, to be selected
         self._leaving: list[Any] = []
@@ -129,8 +130,8 @@ class LiveLayers(QObject):
 
     @property
     def busy(self) -> bool:
-        """Whether there are layers still to be made or removed, or the last one still to be drawn."""
-        return bool(self._timer.isActive())
+        """Whether there are layers still to be made, changed or removed, or the last one still to be drawn."""
+        return bool(self._timer.isActive() or self._unseen)
 
     def get(self, key: str) -> Any:
         """Return the layer, None if there is none or it was removed."""
@@ -157,10 +158,19 @@ class LiveLayers(QObject):
                 setattr(layer, name, options[name])
 
     def show_all(self, layers: Mapping[str, LayerData]) -> None:
-        """Show these layers and no other ones."""
+        """Show these layers and no other ones; what the user does not see follows when the others are drawn."""
         for key in {*self._layers, *self._waiting}.difference(layers):
             self._drop(key)
+        self._unseen = {key: data for key, data in layers.items() if not getattr(self.get(key), "visible", True)}
         for key, data in layers.items():
+            if key not in self._unseen:
+                self.show(key, data)
+        if self._unseen:
+            after_drawing(self, self._show_unseen)
+
+    def _show_unseen(self) -> None:
+        unseen, self._unseen = self._unseen, {}
+        for key, data in unseen.items():
             self.show(key, data)
 
     def layers(self) -> list[Any]:

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 from napari_rskd import _live, _theme
 from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
-from napari_rskd._source import Source
+from napari_rskd._source import PAUSE, Source
 from napari_rskd._survey import Shown, Survey
 from rskd.errors import DataError
 from rskd.jobs import AgreementJob, Outcome
@@ -112,6 +112,30 @@ def test_a_layer_that_gets_other_data_before_it_is_shown_is_made_once(qtbot, vie
     qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     assert [layer.name for layer in viewer.layers] == ["picture", "is 2"]
     assert live.get("a").data.max() == 2
+
+
+def test_what_is_hidden_follows_what_is_seen(qtbot, viewer) -> None:
+    live, source = LiveLayers(viewer.window._qt_window, viewer), Source.of(viewer.layers["picture"])
+
+    def show(value: int) -> None:
+        data = np.full((48, 64), value), source.place(), "image"
+        live.show_all({name: (data[0], {"name": name, **data[1]}, data[2]) for name in ("hidden", "seen")})
+
+    show(1)
+    qtbot.waitUntil(lambda: not live.busy)
+    assert [layer.name for layer in viewer.layers[-2:]] == ["hidden", "seen"]
+    hidden, seen = live.get("hidden"), live.get("seen")
+    hidden.visible = False
+    for value in (2, 3):
+        show(value)
+        assert (hidden.data.max(), seen.data.max(), live.busy) == (1, value, True)
+    qtbot.waitUntil(lambda: not live.busy)
+    assert (hidden.data.max(), hidden.visible) == (3, False)
+    show(4)
+    live.show_all({"seen": (np.zeros((48, 64)), source.place(), "image")})
+    qtbot.waitUntil(lambda: not live.busy)
+    qtbot.wait(2 * PAUSE)
+    assert (hidden in viewer.layers, live.get("hidden")) == (False, None)  # nor does it come back
 
 
 def test_only_what_is_other_than_before_is_set(qtbot, viewer) -> None:
