@@ -102,7 +102,7 @@ def of_the_panels(sheet: Sheet, viewer: Any) -> None:
 
 
 def press(panel: Any, *layers: Any) -> float:
-    """Press the main button; returns milliseconds until what is visible is drawn, and these layers, if new, are made."""
+    """Press the main button; returns milliseconds until what is visible is drawn, and these layers are made if new."""
     from qtpy.QtWidgets import QApplication
 
     pause(0.5)  # what followed the last press is over
