@@ -9,6 +9,7 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
+from napari_rskd._farewell import when_destroyed
 from napari_rskd._form import guard_wheel
 from napari_rskd._library import WEIGHT_SUFFIXES, model_at
 from napari_rskd._session import ROLES, Model, Session, follow_session
@@ -99,7 +100,7 @@ def watch_layers(viewer: Any, widget: QWidget, react: Callable[..., None]) -> No
         for layer in viewer.layers:
             layer.events.name.disconnect(on_change)
 
-    widget.destroyed.connect(release)
+    when_destroyed(widget, release)
 
 
 class ModelBox(NarrowBox):

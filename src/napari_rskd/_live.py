@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_rskd._farewell import when_destroyed
 from napari_rskd._job import Work
 from napari_rskd._record import Record, record_of
 from napari_rskd._source import BREATH, PAUSE, LayerData, make_layer, put_in
@@ -65,7 +66,7 @@ class Latest(QObject):
         self._at_once = at_once
         self._running: list[Work] = []
         self._waiting: Work | None = None
-        parent.destroyed.connect(lambda: self.cancel())
+        when_destroyed(parent, self.cancel)
 
     @property
     def busy(self) -> bool:

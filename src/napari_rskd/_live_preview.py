@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from qtpy.QtCore import QObject, Signal
 
+from napari_rskd._farewell import when_destroyed
 from napari_rskd._job import Order, Work
 from napari_rskd._layers import class_colors
 from napari_rskd._live import Latest
@@ -63,7 +64,7 @@ class Preview(QObject):
         events = (viewer.dims.events.current_step, viewer.dims.events.order)
         for event in events:
             event.connect(self._look)
-        parent.destroyed.connect(lambda: [event.disconnect(self._look) for event in events])
+        when_destroyed(parent, lambda: [event.disconnect(self._look) for event in events])
 
     @property
     def busy(self) -> bool:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from psygnal import evented
 
+from napari_rskd._farewell import when_destroyed
 from rskd.models.presets import BUNDLED, PRESETS
 
 if TYPE_CHECKING:
@@ -119,5 +120,5 @@ def follow_session(widget: QWidget, session: Session, react: Callable[[], None])
 
     events = session.events  # type: ignore[attr-defined]
     events.connect(on_change)
-    widget.destroyed.connect(lambda *_: events.disconnect(on_change, missing_ok=True))
+    when_destroyed(widget, lambda: events.disconnect(on_change, missing_ok=True))
     react()

@@ -8,6 +8,8 @@ from typing import Any
 from napari.utils.theme import get_theme
 from qtpy.QtWidgets import QWidget
 
+from napari_rskd._farewell import when_destroyed
+
 
 def color(viewer: Any, name: str) -> str:
     """Return a colour of the viewer's theme as #rrggbb; `name` is a field of napari's themes."""
@@ -21,5 +23,5 @@ def follow(viewer: Any, widget: QWidget, apply: Callable[[], None]) -> None:
         apply()
 
     viewer.events.theme.connect(on_change)
-    widget.destroyed.connect(lambda *_: viewer.events.theme.disconnect(on_change))
+    when_destroyed(widget, lambda: viewer.events.theme.disconnect(on_change))
     apply()

@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_rskd._farewell import when_destroyed
 from napari_rskd._fields import watch_layers
 from napari_rskd._form import guard_wheel
 from napari_rskd._locks import locks_of
@@ -102,8 +103,8 @@ class LegendWidget(Docked):
         watch_layers(self.viewer, self, self.refresh)
         selection = self.viewer.layers.selection.events.active
         selection.connect(self.refresh)
-        self.destroyed.connect(lambda: selection.disconnect(self.refresh))
-        self.destroyed.connect(lambda: self._let_go())  # a bound method would not be called any more
+        when_destroyed(self, lambda: selection.disconnect(self.refresh))
+        when_destroyed(self, self._let_go)
         self.refresh()
 
     def leave(self) -> None:

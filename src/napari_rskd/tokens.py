@@ -12,6 +12,7 @@ from napari.layers import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QLabel, QPushButton, QSlider
 
+from napari_rskd._farewell import when_destroyed
 from napari_rskd._fields import LayerBox, NarrowBox, NetworkBoxes
 from napari_rskd._first_steps import LOAD_FIRST, OPEN_FIRST
 from napari_rskd._form import Form, guard_wheel
@@ -126,7 +127,7 @@ class TokensWidget(Panel):
                 self._ask(event.position)
 
         callbacks.append(on_press)
-        self.destroyed.connect(lambda: callbacks.remove(on_press) if on_press in callbacks else None)
+        when_destroyed(self, lambda: callbacks.remove(on_press) if on_press in callbacks else None)
 
     def reason(self) -> str:
         """Return why it cannot start."""
