@@ -115,6 +115,14 @@ def parameter(arrays):
     yield Progress(1, 2)
     raise ParameterError("levels=6 is too many: use 5.")
 
+def product(arrays):
+    yield Progress(1, 2)
+    numbers = np.ones(1 << 20)
+    total = numbers @ numbers
+    began = time.process_time()
+    time.sleep(0.1)
+    return Outcome({"total": total, "idle": time.process_time() - began})
+
 def unserialisable(arrays):
     yield Progress(1, 2)
     return Outcome({"x": object()})
@@ -401,6 +409,13 @@ def test_prints_go_to_the_log_and_standard_input_is_empty(make):
     log = engine.log_path.read_text()
     for text in ("no newline", "{}", "from C", "from a shell"):
         assert text in log
+
+
+def test_no_thread_of_numpy_spins_on_a_core_of_torch(make, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    value = collect(make().run(job("product")))[1].value
+    assert value["total"] == 1 << 20
+    assert value["idle"] < 0.03, "seconds of CPU time in 0.1 s of sleep after a product"
 
 
 def test_a_child_that_cannot_start_says_why(make, script):

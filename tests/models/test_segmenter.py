@@ -1,5 +1,7 @@
 """The network: shapes, sizes, what it is made of, and the features that are observed from outside."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,19 @@ def test_normalised_images_do_not_depend_on_gain_and_offset(kind):
     spec = ModelSpec(name="a", normalisation=kind)
     image = np.random.default_rng(0).normal(100, 20, (2, 50, 60))
     np.testing.assert_allclose(normalise(image, spec), normalise(3 * image + 7, spec), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalising_wakes_no_thread_that_spins_on(dtype):
+    image = np.arange(1 << 20).reshape(1, 1024, 1024).astype(dtype)
+
+    def spun() -> float:
+        normalise(image, ModelSpec(name="any"))
+        began = time.process_time()
+        time.sleep(0.1)
+        return time.process_time() - began
+
+    assert min(spun() for _ in range(5)) < 0.03, "seconds of CPU time in 0.1 s of sleep"
 
 
 def test_zscore_by_hand():

@@ -53,6 +53,9 @@ class _Ticket:
 
 
 Answer = Event | Ended | Gone
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy multiplies little here, and each thread that it woke for that would spin on a core of torch or of the window for
+0.1 s afterwards."""
 _OWN_GROUP: dict[str, Any] = (
     {"start_new_session": True}  # so that Ctrl-C in a terminal is the parent's, and the whole group can be killed
     if os.name == "posix"
@@ -137,7 +140,12 @@ class Child:
         try:
             with self.log_path.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603  the program is this interpreter or the user's choice
-                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, **_OWN_GROUP
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env={**_ONE_THREAD, **os.environ},
+                    **_OWN_GROUP,
                 )
         except OSError as error:
             shutil.rmtree(self.scratch, ignore_errors=True)
