@@ -1,12 +1,13 @@
 """Explore tokens, textures and sub-bands through the dispatch, with small untrained networks."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
-from rskd.config import ContourletOptions, DenoiseOptions, FeatureMapOptions, RankOptions
+from rskd.config import ComputeOptions, ContourletOptions, DenoiseOptions, FeatureMapOptions, RankOptions
 from rskd.contourlet import contourlet, icontourlet
 from rskd.depth import matching_block
 from rskd.errors import ParameterError
@@ -64,6 +65,17 @@ def test_a_survey_holds_what_rank_finds_at_every_block_and_head(files, image, de
             maps = found.arrays[f"{role}_block{one.value[role]['block']}"]
             np.testing.assert_allclose(maps[place], one.arrays[f"{role}_importance"], rtol=1e-5)
     json.dumps(found.value)
+
+
+def test_a_look_has_all_cores_unless_it_is_told_how_many(files, image, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    try:
+        for compute, threads in ((ComputeOptions(), 3), (ComputeOptions(threads=2), 2)):
+            drain(run(SurveyJob(**files, compute=compute), {"image": image}))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_teacher_is_looked_at_as_deep_as_the_student(files, image):

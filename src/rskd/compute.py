@@ -37,6 +37,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
+def at_full_speed(options: ComputeOptions) -> ComputeOptions:
+    """Return `options` with a thread on every core, unless they say how many: for what is over in a moment.
+
+    Examples
+    --------
+    >>> at_full_speed(ComputeOptions(threads=3)).threads
+    3
+    """
+    return options.model_copy(update={"threads": options.threads or os.cpu_count() or 1})
+
+
 def use_threads(options: ComputeOptions, *, processes: int = 1) -> int:
     """Set the number of CPU threads for torch, and return it.
 

@@ -208,13 +208,15 @@ class Session:
     def _look(self, job: RankJob | SurveyJob | AttendJob | DeletionJob | TextureJob, arrays: Arrays) -> Task[Outcome]:
         """Look into the networks of a job."""
         from rskd import rank, survey
+        from rskd.compute import at_full_speed
         from rskd.feature_bands import feature_bands
         from rskd.models.exported import refuse_exported
 
         files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
         for path in files.values():
             refuse_exported(path)
-        models = {role: self._networks.get(path, job.compute) for role, path in files.items()}
+        compute = at_full_speed(job.compute)
+        models = {role: self._networks.get(path, compute) for role, path in files.items()}
         if not models:
             raise ParameterError("There is no network to look into: name a teacher, a student, or both.")
         scan = find_image(job, arrays)

@@ -54,8 +54,8 @@ class _Ticket:
 
 Answer = Event | Ended | Gone
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""NumPy multiplies little here, and each thread that it woke for that would spin on a core of torch or of the window for
-0.1 s afterwards."""
+"""NumPy multiplies little here, and each thread that it woke for that would spin on a core of torch, or of the window,
+for 0.1 s afterwards."""
 _OWN_GROUP: dict[str, Any] = (
     {"start_new_session": True}  # so that Ctrl-C in a terminal is the parent's, and the whole group can be killed
     if os.name == "posix"

@@ -16,8 +16,6 @@ from torch.autograd.function import once_differentiable
 
 CPU_TILE = 1 << 19
 """Elements of a tile on a CPU: 2 MiB of float32; the fastest of 2^14 … 2^23 at 197 and at 1025 tokens."""
-MERGED_TILE = 1 << 18
-"""Elements of a tile where the output of the attention is computed with it."""
 FAINTEST = 70.0
 """Distance from the largest logit of a row beyond which a logit counts as so far away: a weight of e⁻⁷⁰ changes no sum
 of float32, and one below 1e-38, which trained networks have many of, would take a processor ten times as long."""
@@ -104,7 +102,7 @@ def attend(
     q, k, v = q * scale, k.contiguous(), v.contiguous()
     bias = None if bias is None else bias.expand(batch, heads, queries, keys)
     out, mean = v.new_empty(batch, heads, queries, v.shape[3]), v.new_zeros(batch, heads, 1, keys)
-    rows = max(1, min(queries, (tile or MERGED_TILE) // keys))
+    rows = max(1, min(queries, (tile or CPU_TILE) // keys))
     buffer, share = v.new_empty(rows, keys), v.new_full((1, rows), 1.0 / queries)
     for head in product(range(batch), range(heads)):
         q_h, k_h, v_h, out_h = q[head], k[head].mT, v[head], out[head]
