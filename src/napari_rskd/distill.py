@@ -326,18 +326,20 @@ class DistillWidget(Panel):
 
     def show_result(self, outcome: Outcome) -> None:
         """Say how good the best student is, beside its teacher, and offer it."""
-        value = outcome.value
+        value, compared = outcome.value, _comparison(Path(outcome.value["run"]))
         how, rounds = "Stopped" if value["stopped"] else "Finished", value["epochs"]
-        beside = "" if self.chart.teacher is None else f"; the teacher has {self.chart.teacher:.3f}"
-        self.say(
-            f"{how} after {rounds} round{'s' * (rounds != 1)}. "
-            f"The best student has {score_words(value['dice'])} on the validation images{beside}."
-        )
+        scores = "" if compared else f" {self._scores(value['dice'])}"
+        self.say(f"{how} after {rounds} round{'s' * (rounds != 1)}.{scores}")
         self.status.setToolTip(f"Everything about it is in {value['run']}")
         self.use.setEnabled(True)
         self.use.show()
         self.report.setVisible((Path(value["run"]) / REPORT).is_file())
-        self._show(self.comparison, _comparison(Path(value["run"])))
+        self._show(self.comparison, compared)
+
+    def _scores(self, dice: float) -> str:
+        """Return what the validation of the training found; a comparison knows it better, in the images' own pixels."""
+        beside = "" if self.chart.teacher is None else f"; the teacher has {self.chart.teacher:.3f}"
+        return f"The best student has {score_words(dice)} on the validation images{beside}."
 
     def _open_report(self) -> None:
         if self.session.run is not None:

@@ -417,6 +417,7 @@ def test_pictures_of_the_run_are_leafed_through_and_shown_large(qtbot, engine, v
         click(qtbot, button)
     assert layer.data[0, 0, 0] == 60
     assert cockpit.comparison.text() == "<p>The student has <b>2</b> parameters.</p>"
+    assert "Dice" not in cockpit.status.text(), "the comparison says it, in pixels that may be other ones"
 
 
 def test_what_the_cockpit_says_at_the_end_is_seen_whole_in_a_narrow_dock(qtbot, engine, cockpit) -> None:
