@@ -67,12 +67,18 @@ def test_a_survey_holds_what_rank_finds_at_every_block_and_head(files, image, de
     json.dumps(found.value)
 
 
-def test_a_look_has_all_cores_unless_it_is_told_how_many(files, image, monkeypatch):
+def test_a_brief_look_has_all_cores_unless_it_is_told_how_many(files, image, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    two = ComputeOptions(threads=2)
     try:
-        for compute, threads in ((ComputeOptions(), 3), (ComputeOptions(threads=2), 2)):
-            drain(run(SurveyJob(**files, compute=compute), {"image": image}))
+        for job, threads in (
+            (SurveyJob(**files), 3),
+            (SurveyJob(**files, compute=two), 2),
+            (AttendJob(**files, at=(0, 0)), 3),
+            (DeletionJob(**files, random_orders=1), 2),
+        ):
+            drain(run(job, {"image": image}))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -215,7 +215,8 @@ class Session:
         files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
         for path in files.values():
             refuse_exported(path)
-        compute = at_full_speed(job.compute)
+        brief = isinstance(job, SurveyJob | AttendJob)  # over in a moment; on a busy core, more threads wait for each other
+        compute = at_full_speed(job.compute) if brief else job.compute
         models = {role: self._networks.get(path, compute) for role, path in files.items()}
         if not models:
             raise ParameterError("There is no network to look into: name a teacher, a student, or both.")
