@@ -215,7 +215,7 @@ class Session:
         files = {role: path for role, path in (("teacher", job.teacher), ("student", job.student)) if path is not None}
         for path in files.values():
             refuse_exported(path)
-        brief = isinstance(job, SurveyJob | AttendJob)  # over in a moment; on a busy core, more threads wait for each other
+        brief = isinstance(job, SurveyJob | AttendJob)  # else threads on busy cores would wait for each other, often
         compute = at_full_speed(job.compute) if brief else job.compute
         models = {role: self._networks.get(path, compute) for role, path in files.items()}
         if not models:
