@@ -154,6 +154,18 @@ def test_a_rule_of_the_schema_is_told_in_one_sentence(qtbot) -> None:
         widget.value()
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [("3, x", "Levels: a whole number is needed (it is 'x')."), ("1", "Levels: a level cannot be split")],
+)
+def test_no_word_of_the_checking_library_gets_through(qtbot, entry, words) -> None:
+    widget = form(qtbot, ContourletOptions())
+    field(widget, QLineEdit, "levels").setText(entry)
+    with pytest.raises(ParameterError) as told:
+        widget.value()
+    assert str(told.value).startswith(words)
+
+
 def test_omitted_fields_keep_their_value(qtbot) -> None:
     widget = form(qtbot, SegmentOptions(probabilities=True), omit=["probabilities"])
     assert field(widget, QCheckBox, "probabilities") is None

@@ -1,6 +1,7 @@
 """Every result lies exactly on its image, in any world. The oracle is napari's own `data_to_world`."""
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from napari.layers import Image, Layer
 
 from napari_rskd._layers import class_colors, importance_layers, segmentation_layers, subband_layers
 from napari_rskd._picture import slice_picture, whole_picture
-from napari_rskd._source import Source, axes_of, visible_slice
-from rskd.errors import ParameterError
+from napari_rskd._source import Source, axes_of, slice_of, visible_slice, whole
+from rskd.errors import ParameterError, ResourceError
 from rskd.jobs import Geometry
 
 CLASSES = [{"name": "background", "color": "#000000"}, {"name": "vessel", "color": "#e4572e"}]
@@ -296,6 +297,26 @@ def test_classes_have_their_colours_and_names() -> None:
 )
 def test_axes_come_from_the_labels_or_from_the_number(shape: tuple[int, ...], labels: Any, axes: str) -> None:
     assert axes_of(Image(np.zeros(shape), axis_labels=labels, rgb=False)) == axes
+
+
+class Slide:
+    """Pixels that are read when they are asked for, more than any memory holds."""
+
+    shape, dtype, ndim = (1 << 24, 1 << 24), np.dtype(np.uint8), 2
+
+    def __getitem__(self, index: Any) -> "Slide":
+        return self
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("it was read")
+
+
+def test_a_slide_too_large_for_the_memory_is_refused_before_it_is_read() -> None:
+    layer = SimpleNamespace(name="slide", data=Slide(), multiscale=False, ndim=2)
+    source = Source.of(Image(np.zeros((4, 4))))
+    for read in (lambda: whole(layer), lambda: slice_of(layer, source)):
+        with pytest.raises(ResourceError, match=r"^'slide' is 281475.0 GB unpacked, .* GB of memory are free"):
+            read()
 
 
 def test_too_many_axes_are_refused_in_a_sentence() -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_rskd._picture import whole_picture
+from napari_rskd._source import whole
 from rskd.config import DataOptions
 from rskd.io import write_image, write_labels
 from rskd.phantom import write_phantoms
-from rskd.scan import SPATIAL, Scan
+from rskd.scan import Scan
 
 PHANTOMS = 24
 PHANTOM_SIZE = 128
-_UNITS = {"millimeter": "mm", "micrometer": "um", "nanometer": "nm", "centimeter": "cm", "meter": "m"}
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,36 @@ class LayerPair:
     mask: Any | None
 
 
-def scan_of(layer: Any, axes: str, data: Any) -> Scan:
-    """Return a layer's pixels as a scan with its spacing."""
-    unit = _UNITS.get(str(layer.units[-1]))
-    letters = axes if len(axes) == layer.ndim else axes[:-1]  # an RGB layer counts its colours apart
-    spacing = tuple(abs(float(s)) for s, a in zip(layer.scale, letters, strict=True) if a in SPATIAL)
-    return Scan(data, axes, spacing=spacing, units=unit)
+def pair_of(image: Any, labels: Any) -> Callable[[], LayerPair]:
+    """Return what reads an image layer, and the labels layer that is its mask if there is one; it may take a while.
+
+    Raises
+    ------
+    ParameterError
+        If the image has more axes than a scan can have.
+    """
+    picture = whole_picture(image)
+
+    def read() -> LayerPair:
+        scan = Scan(picture.pixels(), picture.axes, spacing=picture.geometry.spacing, units=picture.geometry.units)
+        return LayerPair(image.name, scan, None if labels is None else whole(labels))
+
+    return read
 
 
-def write_pairs(pairs: Sequence[LayerPair], folder: Path) -> DataOptions:
-    """Write layers into `folder` as a training set; returns where it is."""
+def write_pairs(pairs: Iterable[Callable[[], LayerPair]], folder: Path) -> DataOptions:
+    """Read layers, one at a time, and write them into `folder` as a training set; returns where it is."""
     images, masks = folder / "images", folder / "masks"
     images.mkdir(parents=True)
     masks.mkdir()
-    for number, pair in enumerate(pairs, 1):
+    labelled = []
+    for number, read in enumerate(pairs, 1):
+        pair = read()
+        labelled.append(pair.mask is not None)
         stem = f"{number:03d}_{re.sub(r'[^A-Za-z0-9]+', '_', pair.name).strip('_')}"
         write_image(images / f"{stem}.tif", pair.image)
         if pair.mask is not None:
             write_labels(masks / f"{stem}.tif", pair.mask, pair.image)
-    labelled = [pair.mask is not None for pair in pairs]
     return DataOptions(images=images, masks=masks if any(labelled) else None, unlabelled=not all(labelled))
 
 

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from napari.layers import Image, Labels
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QVBoxLayout, QWidget
 
-from napari_rskd._data import PHANTOMS, LayerPair, scan_of, write_examples, write_pairs
+from napari_rskd._data import PHANTOMS, pair_of, write_examples, write_pairs
 from napari_rskd._fields import FolderField, NarrowBox, watch_layers
 from napari_rskd._panel import text
-from napari_rskd._source import axes_of, is_result, whole
+from napari_rskd._source import is_result
 from rskd.config import DataOptions
 
 Collect = Callable[[Path], DataOptions]
@@ -136,6 +135,9 @@ class LayerPage(QWidget):
         self._rows.clear()
         masks = [layer for layer in self._viewer.layers if isinstance(layer, Labels)]
         images = [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        for decided in (self._ticks, self._masks):
+            for closed in decided.keys() - set(images):
+                del decided[closed]
         for layer in images:
             mask = self._masks.get(layer, guess_mask(layer, images, masks))
             self._add_row(layer, masks, ticked=self._ticks.get(layer, not is_result(layer)), mask=mask)
@@ -170,15 +172,7 @@ class LayerPage(QWidget):
         return ""
 
     def collect(self) -> Collect:
-        pairs = [
-            LayerPair(
-                image.name,
-                scan_of(image, axes_of(image), whole(image)),
-                None if labels is None else np.asarray(labels.data),
-            )
-            for image, labels in self.pairs()
-        ]
-        return partial(write_pairs, pairs)
+        return partial(write_pairs, [pair_of(image, labels) for image, labels in self.pairs()])
 
 
 def guess_mask(image: Any, images: list[Any], masks: list[Any]) -> Any:

@@ -29,6 +29,14 @@ from rskd.errors import ParameterError
 C = TypeVar("C", bound=Config)
 INT_LIMIT = 2**31 - 1
 EPSILON = 1e-6  # the smallest step of a decimal field
+_KINDS = {
+    "int_parsing": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_parsing": "a number is needed",
+    "float_type": "a number is needed",
+}
+"""What is wrong with an entry, in plain words, by pydantic's kind of error."""
 
 
 class _WheelGuard(QObject):
@@ -179,7 +187,8 @@ class Form(QWidget, Generic[C]):
         except ValidationError as error:
             first = error.errors()[0]
             where = words(str(first["loc"][0])) if first["loc"] else "These values"
-            raise ParameterError(f"{where}: {first['msg']} (it is {first['input']!r}).") from error
+            what = _KINDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+            raise ParameterError(f"{where}: {what} (it is {first['input']!r}).") from error
 
     def set_value(self, value: C) -> None:
         """Show these parameters."""

@@ -212,4 +212,5 @@ class LiveLayers(QObject):
         if layer is not None and layer in self._viewer.layers:
             self._viewer.layers.selection.active = layer
         self._timer.stop()
+        self._layers = {key: layer for key, layer in self._layers.items() if layer in self._viewer.layers}
         self.made.emit()

@@ -7,6 +7,7 @@ the same R, H and affine, the scale ``S·factor`` and the translation ``t + R·H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from qtpy.QtCore import QTimer
 
 from rskd.errors import ParameterError
+from rskd.io.memory import check_size
 
 LayerData = tuple[Any, dict[str, Any], str]
 Array = NDArray[Any]
@@ -209,10 +211,10 @@ def _slider_index(layer: Any, point: Array, sliced: Sequence[int]) -> Array:
 
 
 def slice_of(layer: Any, source: Source, *, keep: int | None = None) -> Array:
-    """Return the picture at a place, all of the axis `keep` with it."""
+    """Return the picture at a place, all of the axis `keep` with it; raises as `whole` does."""
     at = dict(zip(source.sliced, source.slice_at, strict=True))
     index = tuple(slice(None) if axis == keep else at.get(axis, slice(None)) for axis in range(layer.ndim))
-    return np.asarray((layer.data[0] if layer.multiscale else layer.data)[index])
+    return _loaded(layer.name, (layer.data[0] if layer.multiscale else layer.data)[index])
 
 
 def shown_axes(layer: Any, dims: Any) -> tuple[int, int]:
@@ -223,8 +225,21 @@ def shown_axes(layer: Any, dims: Any) -> tuple[int, int]:
 
 
 def whole(layer: Any) -> Array:
-    """Return all pixels of a layer, at full resolution if it has several."""
-    return np.asarray(layer.data[0] if layer.multiscale else layer.data)
+    """Return all pixels of a layer, at full resolution if it has several.
+
+    Raises
+    ------
+    ResourceError
+        If they are not in memory yet, and less of it is free.
+    """
+    return _loaded(layer.name, layer.data[0] if layer.multiscale else layer.data)
+
+
+def _loaded(name: str, pixels: Any) -> Array:
+    if not isinstance(pixels, np.ndarray):  # it may be a slide that is read when it is looked at
+        size = math.prod(pixels.shape) * np.dtype(pixels.dtype).itemsize
+        check_size(f"'{name}'", size, held=size)
+    return np.asarray(pixels)
 
 
 def add_layer(viewer: Any, data: LayerData) -> Any:

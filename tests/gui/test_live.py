@@ -1,7 +1,9 @@
 """What follows a slider, a click and the eye: the latest request, layers in place, the rose of edges."""
 
+import gc
 import itertools
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,6 +83,18 @@ def test_layers_change_in_place_come_back_and_go(qtbot, viewer) -> None:
     live.show("a", data(6))
     qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
     assert viewer.layers["is 6"] is not kept
+
+
+def test_what_the_user_has_removed_is_let_go_of(qtbot, viewer) -> None:
+    live, source = LiveLayers(viewer.window._qt_window, viewer), Source.of(viewer.layers["picture"])
+    live.show("a", (np.zeros((4, 4)), {"name": "a", **source.place()}, "image"))
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
+    removed = weakref.ref(live.get("a"))
+    viewer.layers.remove("a")
+    live.show("b", (np.zeros((4, 4)), {"name": "b", **source.place()}, "image"))
+    qtbot.waitUntil(lambda: not live.busy, timeout=SOON)
+    gc.collect()
+    assert removed() is None
 
 
 def test_the_window_has_a_turn_between_making_a_layer_showing_and_selecting_it(qtbot, viewer, monkeypatch) -> None:
