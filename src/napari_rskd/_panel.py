@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -92,6 +93,7 @@ class Panel(Docked):
         self.buttons, self.more_buttons = QHBoxLayout(), QHBoxLayout()  # a second row: a dock has 300 pixels
         self._build(note)
         self.button.clicked.connect(self._clicked)
+        self.button.setToolTip("Ctrl+Enter starts it as well, while the keyboard is in this panel.")
         self.first_step.clicked.connect(self._take_first_step)
         _theme.follow(viewer, self, self._apply_theme)
         if not self.private_engine:
@@ -167,6 +169,14 @@ class Panel(Docked):
     def _take_first_step(self) -> None:
         FIRST_STEPS[self.reason()][1](self.viewer)
         self.refresh()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Press the main button at Ctrl+Enter, but never as Cancel: a key is pressed twice in no time."""
+        enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter)
+        if enter and event.modifiers() & Qt.KeyboardModifier.ControlModifier and self.work is None:
+            self.button.click()
+        else:
+            super().keyPressEvent(event)
 
     def _clicked(self) -> None:
         if self.work is not None and self.work.running:

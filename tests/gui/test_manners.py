@@ -1,6 +1,7 @@
 """First steps, preferences, help, several viewers, small screens: what holds for every panel."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from napari_rskd._recipe_menu import RecipeMenu
 from napari_rskd._session import session_of
 from napari_rskd._settings import as_set, compute_options, models_folder
 from rskd.config import InferenceOptions
+from rskd.errors import DataError
 from rskd.jobs import DistillJob
 from tests.gui.conftest import open_sections
 
@@ -132,6 +134,27 @@ def test_a_doctor_that_fails_says_so(qtbot, engine, viewer, open_panel, tmp_path
 
 
 # ----------------------------------------------------------------------------------------- the wheel, and two viewers
+
+
+def test_ctrl_enter_starts_and_never_cancels(qtbot, engine, open_panel) -> None:
+    go = threading.Event()
+
+    def held(job: Any, arrays: Any) -> Any:
+        yield None
+        go.wait()
+        raise DataError("too small")
+
+    engine.will(held)
+    panel = open_panel("Contourlet")
+    box = panel.findChild(QComboBox)
+    qtbot.waitUntil(lambda: panel.work is None and panel.button.isEnabled(), timeout=SOON)
+    qtbot.keyClick(box, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
+    assert panel.work is not None
+    qtbot.keyClick(box, Qt.Key.Key_Return, Qt.KeyboardModifier.ControlModifier)
+    assert not panel.work.cancelled
+    go.set()
+    qtbot.waitUntil(lambda: panel.work is None, timeout=SOON)
+    assert len(engine.made[0].jobs) == 1
 
 
 @pytest.mark.parametrize("name", PANELS)
