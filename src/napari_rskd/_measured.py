@@ -59,15 +59,15 @@ class Measured(QWidget):
         self.table.setFixedHeight(head + line * min(len(rows), _ROWS_SHOWN) + scroll + 4)
 
     def _ask(self) -> None:
-        suggested = str(self._folder / "measurements.csv")
+        columns, suggested = self._columns, str(self._folder / "measurements.csv")  # others may come while it asks
         name, _ = QFileDialog.getSaveFileName(self, "Save the measurements", suggested, "Table (*.csv)")
         if name and may_replace(self, name, _with_ending(Path(name))):
-            self.save(Path(name))
+            self.save(Path(name), columns)
 
-    def save(self, path: Path) -> None:
-        """Write everything that was measured as CSV."""
+    def save(self, path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Write measurements, as `rskd.measure.columns` gives them, as CSV."""
         try:
-            write_table(_with_ending(path), self._columns)
+            write_table(_with_ending(path), columns)
         except RskdError as error:
             self._fail(error)
 

@@ -73,11 +73,11 @@ class Saver(QObject):
 
 
 def writing(path: Path, layers: Sequence[Any], source: Path | None) -> Callable[[], None]:
-    """Return what writes these labels; it touches no layer any more. Parameters as of `Saver.save`."""
+    """Return what writes these labels as they are now, whatever is painted later. Parameters as of `Saver.save`."""
     scan = scan_of_labels(layers[0])
     if source is not None and scan.source is None:
         scan = replace(scan, source=source)
-    planes = [layer.data for layer in layers]
+    planes = [_as_it_is(layer.data) for layer in layers]
     names = tuple(name for layer in layers for name in class_names({"features": layer.features}))
 
     def write() -> None:
@@ -85,6 +85,11 @@ def writing(path: Path, layers: Sequence[Any], source: Path | None) -> Callable[
         write_labels(path, data, scan, names=names)
 
     return write
+
+
+def _as_it_is(data: Any) -> Any:
+    """Return labels that no brush changes any more; what lies in a file may be too large to be copied."""
+    return data.copy() if type(data) is np.ndarray else data
 
 
 def source_path(layer: Any) -> Path | None:

@@ -265,12 +265,14 @@ class SegmentWidget(Panel):
         suggested = suggested_name(image, Path.home(), where=where, ending=FORMATS[lines[0]])
         name, line = QFileDialog.getSaveFileName(self, "Save the result", str(suggested), ";;".join(lines))
         if name and may_replace(self, name, with_ending(name, line)):
-            self.save(with_ending(name, line))
+            self.save(with_ending(name, line), layers)
 
-    def save(self, path: Path) -> None:
-        """Write the selected result, or else the last one, into a file."""
-        layers = self._labels()
+    def save(self, path: Path, layers: Sequence[Any]) -> None:
+        """Write the labels of one result into a file, unless they were removed while its name was chosen."""
         self._show(self.error_label, "")
+        if any(layer not in self.viewer.layers for layer in layers):
+            self.say(GONE)
+            return
         self.say(f"Saving {path.name}…")
         self._saver.save(path, layers, source_path(self._results.image_of(layers[0])))
 

@@ -14,6 +14,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_rskd import _results
+from napari_rskd._job import aside
 from napari_rskd._readers import layer_of
 from napari_rskd._record import record_of
 from napari_rskd._session import Model, session_of
@@ -64,6 +65,12 @@ def click(qtbot: Any, button: Any) -> None:
 def segment(qtbot: Any, panel: Any) -> None:
     click(qtbot, panel.button)
     qtbot.waitUntil(lambda: panel.work is None and not panel._results.busy, timeout=SOON)
+
+
+def save_table(qtbot: Any, panel: Any, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Press “Save table…” and type a name."""
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), "Table (*.csv)"))
+    click(qtbot, panel.measured.save_button)
 
 
 def choose(panel: Any, what: str) -> None:
@@ -197,7 +204,7 @@ def test_a_form_that_changes_meanwhile_changes_nothing_for_the_images_that_wait(
     assert names == {layer.name for layer in viewer.layers if isinstance(layer, Labels)}
 
 
-def test_all_open_images_are_measured_in_one_table(qtbot, viewer, panel, tmp_path) -> None:
+def test_all_open_images_are_measured_in_one_table(qtbot, viewer, panel, monkeypatch, tmp_path) -> None:
     viewer.add_image(np.ones((2, 8, 8)), name="MR")
     choose(panel, "All open images")
     segment(qtbot, panel)
@@ -205,7 +212,7 @@ def test_all_open_images_are_measured_in_one_table(qtbot, viewer, panel, tmp_pat
     qtbot.waitUntil(lambda: panel.measured.isVisible() and table.rowCount() == 2, timeout=SOON)
     cells = [[table.item(row, column).text() for column in range(5)] for row in range(2)]
     assert cells == [["CT", "Vessel", "1.25 ml", "2", "0.5"], ["MR", "Vessel", "1.25 ml", "2", "0.5"]]
-    panel.measured.save(tmp_path / "table.csv")
+    save_table(qtbot, panel, monkeypatch, tmp_path / "table.csv")
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in lines] == ["image", "CT", "MR"]
 
@@ -242,7 +249,9 @@ def test_a_folder_and_what_failed_in_it(qtbot, engine, panel, tmp_path) -> None:
     assert panel.error_label.text() == "Image 0123 is left out: It cannot be read."
 
 
-def test_maps_measurements_and_clean_up_that_were_asked_for(qtbot, engine, viewer, panel, tmp_path) -> None:
+def test_maps_measurements_and_clean_up_that_were_asked_for(
+    qtbot, engine, viewer, panel, monkeypatch, tmp_path
+) -> None:
     for box in (panel.extras.probabilities, panel.extras.entropy, panel.extras.compare):
         box.setChecked(True)
     row = panel.clean_up.rows["all"]
@@ -263,7 +272,7 @@ def test_maps_measurements_and_clean_up_that_were_asked_for(qtbot, engine, viewe
     qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
     table = panel.measured.table
     assert [table.item(0, column).text() for column in range(4)] == ["Vessel", "1.25 ml", "2", "0.5"]
-    panel.measured.save(tmp_path / "table")
+    save_table(qtbot, panel, monkeypatch, tmp_path / "table")
     assert (tmp_path / "table.csv").read_text().splitlines()[1] == "vessel,,1.25,ml,2,0.5"
 
 
@@ -375,10 +384,92 @@ def test_save_as_it_is_now(qtbot, viewer, panel, monkeypatch, tmp_path, ending: 
     assert asked == [str(tmp_path / "head_segmentation.nii.gz")]
     np.testing.assert_array_equal(read_labels(tmp_path / f"saved{ending}").data, labels.data)
     before = (tmp_path / "head.nii.gz").read_bytes()
-    panel.save(tmp_path / "head.nii.gz")
+    panel.save(tmp_path / "head.nii.gz", [labels])
     qtbot.waitUntil(panel.error_label.isVisible, timeout=SOON)
     assert "is the image itself" in panel.error_label.text()
     assert (tmp_path / "head.nii.gz").read_bytes() == before
+
+
+@pytest.fixture
+def next_one(qtbot: Any, engine: Any, viewer: Any, panel: Any) -> Callable[[], None]:
+    """Two open images of which the first, CT, is segmented; lets the result of the other arrive."""
+    go_on = threading.Event()
+
+    def script(job: Any, arrays: Any) -> Any:
+        while len(engine.made[0].jobs) > 1 and not go_on.is_set():
+            yield None
+            time.sleep(0.01)
+        return (yield from answer(job, arrays))
+
+    def arrive() -> None:
+        go_on.set()
+        qtbot.waitUntil(lambda: panel.work is None and not panel._results.busy, timeout=SOON)
+        qtbot.waitUntil(lambda: panel.measured.table.rowCount() == 2, timeout=SOON)
+
+    engine.will(script)
+    viewer.add_image(np.ones((2, 8, 8)), name="MR")
+    choose(panel, "All open images")
+    click(qtbot, panel.button)
+    qtbot.waitUntil(lambda: panel.save_button.isVisible() and panel.measured.table.rowCount() == 1, timeout=SOON)
+    return arrive
+
+
+def test_a_result_that_arrives_while_a_name_is_chosen_is_not_saved_under_it(
+    qtbot, viewer, panel, next_one, monkeypatch, tmp_path
+) -> None:
+    def dialog(parent: Any, title: str, suggested: str, lines: str) -> tuple[str, str]:
+        next_one()
+        return str(tmp_path / f"{Path(suggested).stem}.nii.gz"), ""
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    click(qtbot, panel.save_button)
+    qtbot.waitUntil(lambda: panel.status.text().startswith("Saved as CT_"), timeout=SOON)
+    (file,) = tmp_path.glob("CT_*")
+    np.testing.assert_array_equal(read_labels(file).data, viewer.layers["Vessel (student, CT)"].data)
+
+
+def test_measurements_that_arrive_while_a_name_is_chosen_are_not_saved_under_it(
+    qtbot, panel, next_one, monkeypatch, tmp_path
+) -> None:
+    def dialog(*_: Any) -> tuple[str, str]:
+        next_one()
+        return str(tmp_path / "CT.csv"), ""
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    click(qtbot, panel.measured.save_button)
+    lines = (tmp_path / "CT.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["image", "CT"]
+
+
+def test_a_result_that_was_removed_while_a_name_is_chosen_is_not_saved(
+    qtbot, viewer, panel, monkeypatch, tmp_path
+) -> None:
+    def dialog(*_: Any) -> tuple[str, str]:
+        viewer.layers.remove("Vessel (student)")
+        return str(tmp_path / "saved.nii.gz"), ""
+
+    segment(qtbot, panel)
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", dialog)
+    click(qtbot, panel.save_button)
+    assert panel.status.text() == "There is no result any more: segment again."
+    qtbot.wait(200)
+    assert not (tmp_path / "saved.nii.gz").exists()
+
+
+def test_what_is_painted_after_saving_was_asked_for_is_not_saved(qtbot, viewer, panel, monkeypatch, tmp_path) -> None:
+    segment(qtbot, panel)
+    qtbot.waitUntil(panel.save_button.isVisible, timeout=SOON)
+    labels, go_on = viewer.layers["Vessel (student)"], threading.Event()
+    before = labels.data.copy()
+    aside(go_on.wait, SOON / 1000)
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "saved.nii.gz"), ""))
+    click(qtbot, panel.save_button)
+    labels.fill((2, 6, 6), 7)
+    assert not np.array_equal(labels.data, before)
+    go_on.set()
+    qtbot.waitUntil(lambda: panel.status.text() == "Saved as saved.nii.gz.", timeout=SOON)
+    np.testing.assert_array_equal(read_labels(tmp_path / "saved.nii.gz").data, before)
 
 
 def test_a_file_that_the_completed_name_would_replace_is_asked_about(
