@@ -181,6 +181,16 @@ def test_what_has_changed_is_done_again(small: Path, network: Path, tmp_path: Pa
     assert recipe_of(faster) == recipe_of(job)
 
 
+def test_what_a_failed_run_has_overwritten_is_done_again(small: Path, network: Path, tmp_path: Path) -> None:
+    job = BatchJob(model=network, images=small, output=tmp_path / "out")
+    total = drain(batch(job)).value["done"]
+    (job.output / "a_entropy.tif").mkdir()
+    (job.output / "a_entropy.tif" / "in the way").touch()
+    drain(batch(job.model_copy(update={"uncertainty": ("entropy",), "tta": "flips"})))
+    again = drain(batch(job)).value["done"]
+    assert again == total, "labels of another recipe were taken for done"
+
+
 def test_a_stop_keeps_what_is_done_and_the_next_run_goes_on(small: Path, network: Path, tmp_path: Path) -> None:
     job = BatchJob(model=network, images=small, output=tmp_path / "out")
     task = batch(job)

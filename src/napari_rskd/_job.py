@@ -30,7 +30,7 @@ import psutil
 from napari.qt.threading import GeneratorWorker, create_worker
 from napari.utils import progress
 from numpy.typing import NDArray
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, QThread, QThreadPool, QTimer, Signal
 
 from rskd.engine.client import Engine, JobCancelled, Pump
 from rskd.engine.failures import explain
@@ -213,6 +213,8 @@ class Background(QObject):
         worker.finished.connect(self._ended)
         self.running = True
         _ALIVE.add(self)
+        pool = QThreadPool.globalInstance()  # a thread per core; what waits for one cannot be cancelled
+        pool.setMaxThreadCount(max(pool.maxThreadCount(), len(_ALIVE) + QThread.idealThreadCount()))
         worker.start()
         if self.title:
             self._bar_due.start()
@@ -374,9 +376,11 @@ def converse(
 ) -> Generator[Event, None, Outcome | None]:
     """Pass events up and orders down until the job returns; None if it was cancelled, or goes on by itself."""
     command: Command | None = None
+    handed_over = False  # whoever leaves before would leave nothing that goes on
     try:
-        while not orders.leaving:
+        while not orders.cancel.is_set() and not (handed_over and orders.leave.is_set()):
             event = task.send(command)
+            handed_over = True
             if event is not None:
                 yield event
             command = Command.STOP if orders.stop.is_set() else None

@@ -78,7 +78,14 @@ class Preview(QObject):
 
     def again(self) -> None:
         """Begin anew if the image, the network or the options are other ones."""
-        if self._on and self._request() != self._asked:
+        if not self._on:
+            return
+        try:
+            other = self._request() != self._asked
+        except RskdError as error:  # a number that is half typed
+            self._fail(error)
+            return
+        if other:
             self._begin()
 
     def _begin(self) -> None:

@@ -183,13 +183,15 @@ class Panel(Docked):
             self.work.cancel()
             self._cancelling()
             return
+        self.attempt(lambda: self.begin(self.launch()))
+
+    def attempt(self, start: Callable[[], None]) -> None:
+        """Start a job; say in words why it cannot be started."""
         self._show(self.error_label, "")
         try:
-            work = self.launch()
+            start()
         except RskdError as error:
             self.show_error(error)
-            return
-        self.begin(work)
 
     def begin(self, work: Background, show: Callable[[Outcome], None] | None = None) -> None:
         """Start a job; `show` takes what it returns, `show_result` if there is none."""

@@ -78,7 +78,7 @@ class ContourletWidget(Panel):
         self.energies = text(name="energies")
         for widget in (self.networks, self.feature_map, self.split_map, self.energies):
             column.addWidget(widget)
-        self.split_map.clicked.connect(self._split_maps)
+        self.split_map.clicked.connect(lambda: self.attempt(self._split_maps))
         self.column.addWidget(Section("Feature maps of teacher and student", content))
 
     def _add_denoising(self) -> None:
@@ -86,7 +86,7 @@ class ContourletWidget(Panel):
         column = QVBoxLayout(content)
         self.noise: Form[DenoiseOptions] = Form(DenoiseOptions())
         self.denoise = QPushButton("Denoise", toolTip="Add a layer with the visible picture without its noise.")
-        self.denoise.clicked.connect(self._denoise)
+        self.denoise.clicked.connect(lambda: self.attempt(self._denoise))
         column.addWidget(self.noise)
         column.addWidget(self.denoise)
         self.column.addWidget(Section("Denoise", content))
@@ -147,7 +147,6 @@ class ContourletWidget(Panel):
         self._begin(work, self._show_textures, source)
 
     def _begin(self, work: Work, show: Callable[[Outcome, Source], None], source: Source) -> None:
-        self._show(self.error_label, "")
         self.begin(work, lambda outcome: show(outcome, source))
 
     # ------------------------------------------------------------------------------------------------- what is shown
@@ -182,12 +181,12 @@ class ContourletWidget(Panel):
         if self._source is None:
             return
         picture = self._source.embed(outcome.arrays["reconstruction"])
-        options = {"name": RECONSTRUCTION, "rgb": False, "metadata": made_by({}), **self._source.place()}
+        options = {"name": RECONSTRUCTION, "rgb": False, **_as_image(self._source)}
         self._rebuilt.show(RECONSTRUCTION, (picture, options, "image"))
 
     def _show_denoised(self, outcome: Outcome, source: Source) -> None:
         picture, name = outcome.arrays["denoised"], f"{source.name} (denoised)"
-        options = {"name": name, "rgb": picture.ndim == 3, "metadata": made_by({}), **source.place()}
+        options = {"name": name, "rgb": picture.ndim == 3, **_as_image(source)}
         add_layer(self.viewer, (source.embed(picture), options, "image"))
         self.say(f"Added the layer “{name}”.")
 
@@ -207,6 +206,11 @@ class ContourletWidget(Panel):
         if side_by_side or grid.enabled:
             grid.enabled = side_by_side
             self.viewer.reset_view()
+
+
+def _as_image(source: Source) -> dict[str, Any]:
+    """Return the layer arguments of a picture that takes its source's place, the orientation of the scan included."""
+    return {"metadata": {**source.metadata, **made_by({})}, **source.place()}
 
 
 def energy_words(value: Mapping[str, Any]) -> str:

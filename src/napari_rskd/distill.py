@@ -151,6 +151,7 @@ class DistillWidget(Panel):
             self.training.blockSignals(True)
             self.training.set_value(options)
             self.training.blockSignals(False)
+            self.refresh()
 
     def _recipe_was_edited(self) -> None:
         self.recipe.setCurrentIndex(self.recipe.findText(AS_SET))

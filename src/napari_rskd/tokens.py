@@ -42,6 +42,7 @@ class _Asked:
 
     plane: Array
     source: Source
+    options: RankOptions
     common: Mapping[str, Any]
     """What every job about it says: axes, networks, device."""
 
@@ -155,9 +156,10 @@ class TokensWidget(Panel):
         layer = self.image.layer()
         plane, axes, source = visible_slice(layer, self.viewer.dims)
         paths = {role: model.path for role, model in self.networks.chosen().items()}
+        options = self.options.value()
         self._forget()
-        self._asked = _Asked(plane, source, {"axes": axes, "compute": compute_options(), **paths})
-        return self._work(SurveyJob, f"Ranking the tokens of {layer.name}", options=self.options.value())
+        self._asked = _Asked(plane, source, options, {"axes": axes, "compute": compute_options(), **paths})
+        return self._work(SurveyJob, f"Ranking the tokens of {layer.name}", options=options)
 
     def _forget(self) -> None:
         self._survey = self._rows = self._agreed = None
@@ -171,12 +173,13 @@ class TokensWidget(Panel):
         return Work(lambda: (job, {"image": asked.plane}), title=title)
 
     def _ranking(self) -> RankOptions:
-        """Return the options of the ranking that is shown."""
+        """Return the options of the ranking that is shown, whatever the form says by now."""
         assert self._survey is not None  # noqa: S101
+        assert self._asked is not None  # noqa: S101
         shown = self._shown()
         block = self._survey.facts(self._survey.roles[-1], shown.block)["block"]
         chosen = {"block": block, "head": shown.head, "keep_ratio": shown.keep}
-        return self.options.value().model_copy(update=chosen)
+        return self._asked.options.model_copy(update=chosen)
 
     def _check(self) -> None:
         work = self._work(DeletionJob, "Deleting tokens", options=self._ranking())
@@ -204,7 +207,8 @@ class TokensWidget(Panel):
         if importance is None:
             return
         token = self._survey.facts(role, self._shown().block)["token"]
-        place = (np.array(importance.world_to_data(position))[-2:] + 0.5) * token - 0.5
+        index = np.array(importance.world_to_data(position))[list(self._asked.source.shown)]
+        place = (index + 0.5) * token - 0.5
         if np.all(place >= -0.5) and np.all(place < np.array(self._asked.plane.shape[:2]) - 0.5):
             at = (float(place[0]), float(place[1]))
             self._attending.ask(self._work(AttendJob, at=at))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
         scan = _read(item, job.axes)
         results = yield from retold(segment_scan(job, scan, model, *others), _about(case))
         names = [info.name for info in model.spec.classes[1:]]
+        _record_file(job, item).unlink(missing_ok=True)  # what it speaks of is replaced now
         written = yield from _write(job, item, case, replace(results, measurements=()), names)
     except RskdError as error:
         return Record(item.name, case, error=_nameless(str(error), job, item, case))
@@ -234,7 +236,7 @@ def segment_item(job: BatchJob, item: Item, recipe: str, networks: Networks) -> 
 
 
 def recipe_of(job: BatchJob) -> str:
-    """Return the SHA-256 of all that the results depend on besides the images: weights and options.
+    """Return the SHA-256 of all that the results depend on besides the images: weights, options, and the program.
 
     Raises
     ------
@@ -244,6 +246,7 @@ def recipe_of(job: BatchJob) -> str:
     fields = job.model_dump(mode="json", exclude=_NOT_IN_RECIPE)
     for name in _NOT_IN_OPTIONS:
         fields["options"].pop(name, None)
+    fields["program"] = version("napari-rskd")
     fields["model"], *fields["compare_with"] = map(_digest_of_weights, _weight_files(job))
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -327,7 +327,7 @@ def _peak_alone(candidate: Candidate, compute: ComputeOptions) -> float:
     path = getattr(network, "path", candidate.source)
     code = "import sys; from rskd.bench import _run_alone; _run_alone(*sys.argv[1:])"
     where = candidate.place(compute).model_dump_json()
-    command = [sys.executable, "-c", code, str(path), candidate.runtime, str(candidate.size), where]
+    command = [sys.executable, "-P", "-c", code, str(path), candidate.runtime, str(candidate.size), where]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True)  # noqa: S603
     except subprocess.SubprocessError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -409,6 +410,15 @@ def test_prints_go_to_the_log_and_standard_input_is_empty(make):
     log = engine.log_path.read_text()
     for text in ("no newline", "{}", "from C", "from a shell"):
         assert text in log
+
+
+def test_a_tidied_up_folder_for_arrays_is_made_again(make, tmp_path):
+    engine = make()
+    collect(engine.run(job("echo"), {"image": np.ones(3)}))
+    (own,) = (tmp_path / "scratch").iterdir()
+    shutil.rmtree(own)
+    outcome = collect(engine.run(job("echo"), {"image": np.ones(3)}))[1]
+    assert outcome.arrays["image"].tolist() == [1, 1, 1]
 
 
 def test_no_thread_of_numpy_spins_on_a_core_of_torch(make, monkeypatch):

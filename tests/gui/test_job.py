@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from napari.utils import progress
-from qtpy.QtCore import QThread
+from qtpy.QtCore import QThread, QThreadPool
 
 from napari_rskd import _job
 from napari_rskd._job import Work
 from rskd.errors import DataError, EngineError, ResourceError
 from rskd.events import Message, Progress
-from rskd.jobs import InspectJob
+from rskd.jobs import InspectJob, Outcome
 
 JOB = InspectJob(model="model.safetensors")
 
@@ -119,6 +119,43 @@ def test_cancel_closes_the_task_in_its_own_thread(qtbot, engine) -> None:
     assert work.error is None
     assert len(closed_in) == 1
     assert closed_in[0] != threading.get_ident()
+
+
+def test_a_cancel_arrives_where_all_threads_are_taken(qtbot, engine) -> None:
+    go, pool = threading.Event(), QThreadPool.globalInstance()
+
+    def script(job: Any, arrays: Any) -> Any:
+        while not go.wait(0.01):
+            yield None
+        return Outcome({})
+
+    engine.will(script)
+    before = pool.maxThreadCount()
+    try:
+        pool.setMaxThreadCount(1)
+        first = work_for(private=True).start()
+        qtbot.wait(50)
+        second = work_for(private=True).start()
+        with qtbot.waitSignal(second.ended):
+            second.cancel()
+        with qtbot.waitSignal(first.ended):
+            go.set()
+    finally:
+        pool.setMaxThreadCount(before)
+
+
+def test_who_leaves_at_once_leaves_a_job_that_goes_on(qtbot, engine) -> None:
+    ready = threading.Event()
+
+    def prepare() -> Any:
+        ready.wait()
+        return JOB, {}
+
+    work = work_for(prepare, private=True, lasting=True).start()
+    work._orders.leave.set()  # as napari does when it closes
+    with qtbot.waitSignal(work.ended):
+        ready.set()
+    assert [job for job, _ in engine.made[0].jobs] == [JOB]
 
 
 def test_stop_keeps_what_there_is(qtbot, engine) -> None:

@@ -18,6 +18,7 @@ from napari_rskd._job import Work
 from napari_rskd._live import Latest, LiveLayers
 from napari_rskd._source import PAUSE, Source
 from napari_rskd._survey import Shown, Survey
+from rskd.config import RankOptions
 from rskd.errors import DataError
 from rskd.jobs import AgreementJob, Outcome
 
@@ -222,6 +223,32 @@ def test_a_click_asks_about_the_token_under_it_and_a_drag_does_not(qtbot, engine
     click_at(viewer, place)
     qtbot.waitUntil(lambda: "Attention of one token (student)" in viewer.layers, timeout=SOON)
     assert engine.made[0].jobs[-1][0].at == pytest.approx((20, 50))
+
+
+def test_a_click_finds_its_token_along_any_axes_and_what_is_saved_is_what_is_shown(
+    qtbot, engine, viewer, open_panel, tmp_path
+) -> None:
+    found = survey(1, 1)
+    for role in ("teacher", "student"):
+        found.outcome.value[role]["blocks"][0].update({"grid": [3, 4], "token": [16.0, 16.0]})
+    maps = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    arrays = {"teacher_block0": maps, "student_block0": maps}
+    agreed = ({}, {"overlap": np.ones(12), "ndcg": np.ones(12)})
+    engine.will_return((found.outcome.value, arrays), agreed, (found.outcome.value, arrays), ({}, {}))
+    viewer.layers.clear()
+    scan = viewer.add_image(np.zeros((48, 7, 64)), name="scan")
+    viewer.dims.order = (1, 2, 0)  # the last two are shown
+    panel = open_panel("Token ranking")
+    panel.button.click()
+    qtbot.waitUntil(lambda: panel.work is None and not panel._live.busy and bool(panel.agreement.text()), timeout=SOON)
+    click_at(viewer, scan.data_to_world((20, 3, 50)))
+    qtbot.waitUntil(lambda: "Attention of one token (student)" in viewer.layers, timeout=SOON)
+    assert engine.made[0].jobs[-1][0].at == pytest.approx((20, 50))
+    shown = engine.made[0].jobs[0][0].options.definition
+    panel.options.set_value(RankOptions(definition="feature_norm"))
+    panel.save(tmp_path)
+    qtbot.waitUntil(lambda: len(engine.made[0].jobs) == 4, timeout=SOON)
+    assert engine.made[0].jobs[-1][0].options.definition == shown != "feature_norm"
 
 
 def test_the_rose_points_where_the_edges_run(engine, viewer, open_panel) -> None:

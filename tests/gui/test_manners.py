@@ -11,15 +11,27 @@ import pytest
 from napari.settings import get_plugin_settings, get_settings
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
-from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QApplication, QComboBox, QFileDialog, QScrollArea
+from qtpy.QtWidgets import (
+    QAbstractSlider,
+    QAbstractSpinBox,
+    QApplication,
+    QComboBox,
+    QFileDialog,
+    QLineEdit,
+    QScrollArea,
+)
 
 from napari_rskd import _diagnose
+from napari_rskd._readers import layer_of
 from napari_rskd._recipe_menu import RecipeMenu
 from napari_rskd._session import session_of
 from napari_rskd._settings import as_set, compute_options, models_folder
+from napari_rskd._source import add_layer, slice_source
+from napari_rskd._writers import scan_of_labels
 from rskd.config import InferenceOptions
 from rskd.errors import DataError
-from rskd.jobs import DistillJob
+from rskd.jobs import DistillJob, Outcome
+from rskd.scan import Scan
 from tests.gui.conftest import open_sections
 
 SOON = 60_000  # milliseconds
@@ -180,6 +192,38 @@ def test_a_passing_wheel_changes_no_field(qtbot, engine, viewer, open_panel, nam
             )  # fmt: skip
             QApplication.sendEvent(field, event)
     assert [value(field) for field in fields] == before
+
+
+def test_what_cannot_be_read_in_a_form_is_told_by_every_button(qtbot, engine, open_panel) -> None:
+    panel = open_panel("Contourlet")
+    panel.options.findChild(QLineEdit, "levels").setText("3, x")
+    for start in (panel.button, panel.split_map):
+        panel.error_label.hide()
+        start.setEnabled(True)
+        click(qtbot, start)
+        assert panel.error_label.isVisible()
+        assert panel.error_label.text().startswith("Levels: a whole number is needed")
+
+
+@pytest.mark.parametrize("button", ["denoise", "button"])
+def test_a_picture_made_of_a_scan_lies_in_the_patient_as_the_scan_does(
+    qtbot, engine, viewer, open_panel, button: str
+) -> None:
+    affine = np.array([[3.0, 0, 0, 7], [0, 2, 0, 8], [0, 0, 1.5, 9], [0, 0, 0, 1]])
+    scan = Scan(np.zeros((3, 16, 20), np.float32), "zyx", (3, 2, 1.5), "mm", affine, anatomical=True)
+    viewer.layers.clear()
+    add_layer(viewer, layer_of(scan))
+    panel, plane = open_panel("Contourlet"), np.zeros((16, 20))
+    source = slice_source(viewer.layers[0], viewer.dims)
+    if button == "denoise":
+        panel._show_denoised(Outcome({}, {"denoised": plane}), source)
+    else:
+        panel._source = source
+        panel._show_reconstruction(Outcome({}, {"reconstruction": plane}))
+        qtbot.waitUntil(lambda: not panel._rebuilt.busy, timeout=SOON)
+    found = scan_of_labels(viewer.layers[-1])
+    assert found.anatomical
+    np.testing.assert_allclose(found.affine[:, :3], affine[:, :3])
 
 
 def test_two_viewers_know_nothing_of_each_other(qtbot, engine, make_napari_viewer) -> None:

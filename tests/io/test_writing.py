@@ -1,11 +1,12 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rskd.errors import DataError, FileError, ParameterError
-from rskd.io import check_place, read_scan, write_image, write_labels
+from rskd.io import check_place, files, read_scan, write_image, write_labels
 from rskd.io.files import replacing
 from rskd.scan import Scan
 
@@ -64,6 +65,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "a.zarr"
+    path.mkdir()
+    (path / "old").touch()
+    move = files._replace
+
+    def guarded(source: Path, target: Path) -> None:
+        if target == path and (source / "new").exists():
+            raise PermissionError(13, "Permission denied")
+        move(source, target)
+
+    monkeypatch.setattr(files, "_replace", guarded)
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.mkdir()
+            (partial / "new").touch()
+
+    with pytest.raises(FileError, match="Permission denied"):
+        fail()
+    assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["a.zarr", "a.zarr/old"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_a_program_answers_as_at_home(name, tmp_path, images):
     assert found.spec.classes[1].name == "organ"
 
 
+@pytest.mark.parametrize("encoder", ["tu-hf-hub:someone/model", "tu-local-dir:/tmp/model", "../model"])
+def test_a_description_sends_nobody_elsewhere_for_an_encoder(tmp_path, encoder, monkeypatch):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    path = tmp_path / "net.pt"
+    of_smp(path, encoder=encoder)
+    monkeypatch.setattr(smp, "create_model", lambda *_, **__: pytest.fail("it was made"))
+    with pytest.raises(ModelError, match=r"net\.pt is said to have the encoder .*, which lies elsewhere"):
+        weights.load(path)
+
+
 @programs
 def test_a_program_segments(name, tmp_path):
     found = weights.load(PROGRAMS[name](tmp_path / name, small()))

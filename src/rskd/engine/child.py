@@ -178,6 +178,7 @@ class Child:
         """
         folder = self.scratch / str(id_)
         try:
+            self.scratch.mkdir(mode=0o700, exist_ok=True)  # whoever tidies up temporary files may have taken it away
             folder.mkdir()
             names = protocol.save_arrays(folder, arrays, prefix="in")
         except Exception as error:

@@ -60,12 +60,17 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir() and path.is_dir():
             _replace(path, aside)
-        _replace(partial, path)
+        try:
+            _replace(partial, path)
+        except OSError:
+            if aside.exists():
+                _replace(aside, path)
+            raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise FileError(f"{path.name} cannot be written into {path.parent}: {reason}.") from error
     finally:
-        for leftover in (partial, aside):
+        for leftover in (partial, aside) if path.exists() else (partial,):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             with suppress(OSError):

@@ -265,6 +265,11 @@ def _weights_only() -> Iterator[None]:
 
 
 def _smp(path: Path, said: ForeignSpec) -> Any:
+    if {*":/\\"}.intersection(said.encoder):  # "tu-hf-hub:…" would be fetched, "tu-local-dir:…" be read from any folder
+        raise ModelError(
+            f"{path.name} is said to have the encoder {said.encoder!r}, which lies elsewhere: only encoders that "
+            "segmentation_models_pytorch has itself can be used."
+        )
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
