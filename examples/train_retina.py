@@ -41,7 +41,7 @@ DESCRIPTION = {
 
 
 def main(drive: Path, runs: Path) -> None:
-    """Train both; outside of the field of view, too: a network that never learned that nothing is there marks its rim."""
+    """Train both; outside of the field of view, too: a network that did not learn that it is empty marks its rim."""
     runs.mkdir(parents=True, exist_ok=True)
     data = DataOptions(
         images=drive / "training" / "images", masks=drive / "training" / "1st_manual", validation=VALIDATION

@@ -4,6 +4,7 @@ import json
 import os
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -67,15 +68,19 @@ def test_a_survey_holds_what_rank_finds_at_every_block_and_head(files, image, de
     json.dumps(found.value)
 
 
-def test_a_brief_look_has_all_cores_unless_it_is_told_how_many(files, image, monkeypatch):
+def test_a_brief_look_has_all_idle_cores_unless_it_is_told_how_many(files, image, monkeypatch):
     before = torch.get_num_threads()
+    busy = [0.0, 0.0, 0.0, 90.0]
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _: busy.pop(0))
     two = ComputeOptions(threads=2)
     try:
         for job, threads in (
             (SurveyJob(**files), 3),
             (SurveyJob(**files, compute=two), 2),
             (AttendJob(**files, at=(0, 0)), 3),
+            (AttendJob(**files, at=(0, 9)), 3),
+            (AttendJob(**files, at=(0, 0)), 2),
             (DeletionJob(**files, random_orders=1), 2),
         ):
             drain(run(job, {"image": image}))

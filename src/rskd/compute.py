@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import torch
 
 from rskd.config import ComputeOptions
 from rskd.errors import ResourceError
+
+_LOOK = 0.03  # seconds for which the cores are watched
 
 
 def choose_device(options: ComputeOptions) -> torch.device:
@@ -38,14 +41,20 @@ def device_name(device: torch.device) -> str:
 
 
 def at_full_speed(options: ComputeOptions) -> ComputeOptions:
-    """Return `options` with a thread on every core, unless they say how many: for what is over in a moment.
+    """Return `options` with a thread on every core, for what is over in a moment, if nothing else runs on them.
+
+    Beside a training, threads that wait for each other many times would take seconds. Where `options` say how many
+    threads there are, they have their way.
 
     Examples
     --------
     >>> at_full_speed(ComputeOptions(threads=3)).threads
     3
     """
-    return options.model_copy(update={"threads": options.threads or os.cpu_count() or 1})
+    cores = os.cpu_count() or 1
+    if options.threads is not None or psutil.cpu_percent(_LOOK) * cores > 50:  # per cent of all cores
+        return options
+    return options.model_copy(update={"threads": cores})
 
 
 def use_threads(options: ComputeOptions, *, processes: int = 1) -> int:

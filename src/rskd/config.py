@@ -50,7 +50,7 @@ class ComputeOptions(Config):
     """auto = the GPU where there is one, else the CPU."""
     threads: Annotated[int | None, Field(ge=1, le=256)] = None
     """CPU threads of a process; None = one less than there are cores, shared by the processes of a run (at least one):
-    the window stays responsive. Token maps, done in a moment, take all cores; a worker of a cluster has one."""
+    the window stays responsive. Token maps, done in a moment, take all idle cores; a worker of a cluster has one."""
     offline: bool = False
     """Refuse whatever would fetch something from the network; without it, too, nothing is fetched unasked."""
 

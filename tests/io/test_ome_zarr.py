@@ -13,7 +13,7 @@ from ome_zarr.writer import write_image as write_with_ome_zarr
 from ome_zarr.writer import write_labels as labels_with_ome_zarr
 
 from rskd.errors import FileError, ParameterError
-from rskd.io import read_scan, write_image, write_labels
+from rskd.io import ome_zarr, read_scan, write_image, write_labels
 from rskd.io.lazy import LazyArray
 from rskd.scan import Scan
 
@@ -129,6 +129,22 @@ def test_a_damaged_chunk_is_one_sentence(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scan.data[0], HAND[0])
     with pytest.raises(FileError, match=r"a cannot be read to its end \(ValueError\): it is damaged"):
         np.asarray(scan.data)
+
+
+def test_labels_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a.zarr", Scan(np.zeros((8, 8), np.uint8), "yx"))
+    target, scan = tmp_path / "a.zarr" / "labels" / "vessels", read_scan(tmp_path / "a.zarr")
+    old = np.eye(8, dtype=np.uint8)
+    write_labels(target, old, scan)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ome_zarr, "_create", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        write_labels(target, np.zeros_like(old), scan)
+    np.testing.assert_array_equal(read_scan(target).data, old)
+    assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["vessels"]
 
 
 @pytest.mark.parametrize("format_", [FormatV04(), FormatV05()], ids=["0.4", "0.5"])

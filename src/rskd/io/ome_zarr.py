@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rskd.errors import FileError, ParameterError, ResourceError
+from rskd.io.files import replacing
 from rskd.io.lazy import LazyArray
 from rskd.io.libraries import library
 from rskd.scan import SPATIAL, Scan, move_axes
@@ -97,12 +98,18 @@ def write_labels(folder: Path, labels: Scan) -> None:
 
 
 def add_labels(image: Path, name: str, labels: Scan) -> None:
-    """Write labels into the labels group of an OME-Zarr image; labels of the same name are replaced."""
-    enlist_labels(image, name)
-    root = library("zarr").open_group(image, mode="r+")
-    version = "0.5" if root.metadata.zarr_format == 3 else "0.4"
-    facts = {"image-label": {"version": version, "source": {"image": "../../"}}}
-    _write(root[LABELS].create_group(name, overwrite=True), labels, facts)
+    """Write labels into the labels group of an OME-Zarr image; those of the same name are replaced by whole ones.
+
+    Raises
+    ------
+    FileError
+        If the system refuses; labels of that name are then as they were.
+    """
+    zarr_format = library("zarr").open_group(image, mode="r+").metadata.zarr_format
+    facts = {"image-label": {"version": "0.5" if zarr_format == 3 else "0.4", "source": {"image": "../../"}}}
+    with replacing(image / LABELS / name) as partial:
+        _write(library("zarr").open_group(partial, mode="w", zarr_format=zarr_format), labels, facts)
+        enlist_labels(image, name)
 
 
 def _level(folder: Path, group: Any, entry: Mapping[str, Any]) -> LazyArray:
