@@ -10,7 +10,7 @@ import torch
 from rskd.config import ComputeOptions
 from rskd.errors import ResourceError
 
-_LOOK = 0.03  # seconds for which the cores are watched
+_LOOK = 0.02  # seconds for which the cores are watched
 
 
 def choose_device(options: ComputeOptions) -> torch.device:
