@@ -175,6 +175,8 @@ class Background(QObject):
         super().__init__()
         self.title = title
         self.running = False
+        self.paused = False
+        """Whether it was cancelled to go on later."""
         self.history: list[Event] = []
         self.outcome: Outcome | None = None
         self.error: RskdError | None = None
@@ -227,6 +229,11 @@ class Background(QObject):
     def cancel(self) -> None:
         """Ask the job to end; nothing is returned."""
         self._orders.cancel.set()
+
+    def pause(self) -> None:
+        """Ask the job to end, to go on later: whoever shows it then offers that, whoever asked for it."""
+        self.paused = True
+        self.cancel()
 
     def _happened(self, event: Event) -> None:
         self.history.append(event)

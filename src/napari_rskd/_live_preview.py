@@ -116,6 +116,9 @@ class Preview(QObject):
         except RskdError as error:
             self._fail(error)
             return
+        if self._layer is not None and self._layer not in self._viewer.layers:  # it was deleted: all comes anew
+            self._layer, self._last_asked = None, "nothing"
+            self._seen.clear()
         if picture.where in self._seen or picture.where == self._last_asked:
             return
         self._last_asked = picture.where

@@ -69,7 +69,6 @@ class DistillWidget(Panel):
         self.report = QPushButton("Report", toolTip="Open the report of this run in the browser.")
         self.use = QPushButton("Use this student", toolTip="Make it the student of all panels.")
         self._forecast = Forecast()
-        self._pausing = False
         self._lay_out()
         self._connect()
         follow_session(self, self.session, self._offer)
@@ -234,7 +233,6 @@ class DistillWidget(Panel):
         super().attach(work)
         self.chart.clear()
         self._forecast = Forecast()
-        self._pausing = False
         self.offer.hide()
         self.comparison.hide()
         for button in (self.use, self.report):
@@ -282,8 +280,7 @@ class DistillWidget(Panel):
 
     def _pause(self) -> None:
         if self.work is not None:
-            self._pausing = True
-            self.work.cancel()
+            self.work.pause()
             self.pause.setEnabled(False)
             self.say("Pausing: writing down where it is…")
 
@@ -295,12 +292,12 @@ class DistillWidget(Panel):
         self._show(self.plateau, "")
         super()._ended()
         if work is not None and work.cancelled:
-            self._left_off()
+            self._left_off(work)
         self._look_for_runs()
 
-    def _left_off(self) -> None:
+    def _left_off(self, work: Background) -> None:
         """After a pause the run is offered; after any other cancel it is not, but its folder stays."""
-        if self._pausing:
+        if work.paused:
             self.say("Paused. Go on whenever you like, also after napari was closed.")
             return
         with suppress(RskdError, OSError):  # it may have been cancelled before there was a run

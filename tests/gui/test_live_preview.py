@@ -76,6 +76,19 @@ def test_every_slice_that_is_looked_at_gets_its_labels(qtbot, engine, viewer, pa
     assert len(engine.made[0].jobs) == done
 
 
+def test_a_deleted_preview_comes_back_with_the_next_slice_seen_before_or_not(qtbot, viewer, panel) -> None:
+    volume = viewer.layers["CT"].data
+    for step in (2, 7):
+        viewer.dims.set_current_step(0, step)
+        if step == 2:
+            switch(qtbot, panel)
+        settle(qtbot, panel)
+    viewer.layers.remove(NAME)
+    viewer.dims.set_current_step(0, 2)
+    settle(qtbot, panel)
+    np.testing.assert_array_equal(viewer.layers[NAME].data[2], volume[2] > 0.5)
+
+
 def test_it_never_falls_behind(qtbot, engine, viewer, panel) -> None:
     go = threading.Event()
 

@@ -20,6 +20,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QSpinBox
 from napari_rskd import _job
 from napari_rskd._session import Model, session_of
 from napari_rskd._settings import compute_options, runs_folder
+from napari_rskd.distill import DistillWidget
 from rskd.config import DataOptions, InferenceOptions, TrainOptions
 from rskd.errors import DataError
 from rskd.events import Epoch, Message, Progress, Step
@@ -581,6 +582,22 @@ def test_a_paused_run_is_offered_at_once_and_a_cancelled_one_is_not(qtbot, engin
     assert not cockpit.offer.isVisible()
     (folder,) = (tmp_path / "runs").iterdir()
     assert RunFolder(folder).set_aside
+
+
+def test_a_pause_in_one_panel_is_one_in_every_panel_of_the_viewer(
+    qtbot, engine, viewer, open_panel, cockpit, tmp_path
+) -> None:
+    engine.will(going_on_for_ever)
+    click(qtbot, cockpit.button)
+    qtbot.waitUntil(lambda: "Step" in cockpit.status.text(), timeout=SOON)
+    other = DistillWidget(viewer)
+    viewer.window.add_dock_widget(other, name="another")
+    click(qtbot, cockpit.pause)
+    for panel in (cockpit, other):
+        finish(qtbot, panel)
+        assert panel.status.text().startswith("Paused.")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not RunFolder(folder).set_aside
 
 
 def test_the_data_are_checked_on_a_click(qtbot, engine, cockpit, tmp_path, monkeypatch) -> None:
