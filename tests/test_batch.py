@@ -181,6 +181,13 @@ def test_what_has_changed_is_done_again(small: Path, network: Path, tmp_path: Pa
     assert recipe_of(faster) == recipe_of(job)
 
 
+def test_another_version_of_the_program_is_another_recipe(small: Path, network: Path, monkeypatch: Any) -> None:
+    job = BatchJob(model=network, images=small, output=small / "out")
+    before = recipe_of(job)
+    monkeypatch.setattr(batch_module, "version", lambda _: "later")
+    assert recipe_of(job) != before
+
+
 def test_what_a_failed_run_has_overwritten_is_done_again(small: Path, network: Path, tmp_path: Path) -> None:
     job = BatchJob(model=network, images=small, output=tmp_path / "out")
     total = drain(batch(job)).value["done"]

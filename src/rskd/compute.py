@@ -52,7 +52,7 @@ def at_full_speed(options: ComputeOptions) -> ComputeOptions:
     3
     """
     cores = os.cpu_count() or 1
-    if options.threads is not None or psutil.cpu_percent(_LOOK) * cores > 50:  # per cent of all cores
+    if options.threads is not None or psutil.cpu_percent(_LOOK) * cores > 50:  # half of one core
         return options
     return options.model_copy(update={"threads": cores})
 
